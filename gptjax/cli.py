@@ -1,10 +1,11 @@
-"""The command line: gptjax data | train | sweep | status | fit | report | presets."""
+"""The command line: data, train, sweep, status; fit, report, predict, score, plan; selftest, coord-check, presets."""
 
 import argparse
 import importlib.util
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +32,22 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("file", metavar="FILE[:NAME]", help=f"a Python file and its function that returns a {what}")
         sub.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override, as optim.lr=3e-4")
 
+    def with_choices(sub: argparse.ArgumentParser) -> None:
+        choice = sub.add_argument_group("choices").add_argument
+        choice(
+            "--convention", default="", metavar="NAME", help="of N and C, as 6n_non_embedding (default: the table's)"
+        )
+        choice("--drop-highest-loss", type=int, default=0, metavar="K", help="leave out the K highest losses")
+        choice("--loss", default="huber", help="huber, lad, lsq-log or lsq: how the parametric fit weighs errors")
+        choice("--delta", type=float, default=1e-3, help="of huber (default: %(default)s)")
+        choice("--weights", default="equal", help="equal, or noise: 1 / loss_se^2")
+        choice("--interp", default="parabola", help="parabola or akima, through an isoFLOP budget")
+        choice("--window", type=int, default=3, metavar="K", help="sizes on either side that a parabola sees")
+        choice("--unfinished", action="store_true", help="count training curves before their schedule ended")
+        choice("--bootstrap", type=int, default=0, metavar="N", help="draws (default: 1000)")
+        choice("--cluster", default="rows", help="what the parametric bootstrap draws: rows, params or noise")
+        choice("--seed", type=int, default=0, metavar="S")
+
     data = verb("data", run_data, "tokenize a corpus into a token store")
     data.add_argument("corpus", help="python, markov[:OPTIONS], hf:NAME, or text, jsonl or parquet files")
     data.add_argument("--out", required=True, type=Path, metavar="DIR")
@@ -51,9 +68,54 @@ def parser() -> argparse.ArgumentParser:
     fit = verb("fit", run_fit, "fit the law to a table of runs")
     fit.add_argument("table", type=Path, metavar="TABLE.csv|DIR")
     fit.add_argument("--approach", default="all", choices=("envelope", "isoflop", "parametric", "all"))
+    fit.add_argument("--curves", type=Path, metavar="FILE", help="training curves for the envelope, as in curves.csv")
+    with_choices(fit)
     fit.add_argument("--json", type=Path, metavar="FILE")
 
-    verb("report", run_report, "fit, draw and write report.html anew").add_argument("dir", type=Path)
+    report = verb("report", run_report, "fit, draw and write report.html anew")
+    report.add_argument("dir", type=Path)
+    with_choices(report)
+
+    predict = verb("predict", run_predict, "predict the best run of a budget, size, token count or loss")
+    predict.add_argument("law", metavar="LAW", help="law.json, a directory with one, or a published law's name")
+    for name, unit in (("flops", "FLOPs"), ("params", "parameters"), ("tokens", "tokens"), ("loss", "nats a token")):
+        predict.add_argument(f"--{name}", type=float, metavar="X", help=f"the run's {unit}")
+    predict.add_argument("--inference-tokens", type=float, metavar="X", help="tokens to be served: add their FLOPs")
+    predict.add_argument("--unique-tokens", type=float, metavar="X", help="repeat the data beyond so many tokens")
+    predict.add_argument("--devices", type=Path, metavar="FILE", help="your own table in the place of devices.csv")
+    predict.add_argument("--count", type=int, default=8, help="devices to share the work (default: 8)")
+    predict.add_argument("--force", action="store_true", help="forecast from a degenerate law too")
+    predict.add_argument("--register", type=Path, metavar="FILE", help="write the prediction down, dated and hashed")
+    predict.add_argument("--json", type=Path, metavar="FILE")
+
+    score = verb("score", run_score, "compare a registered prediction with its run")
+    score.add_argument("prediction", type=Path, metavar="FILE")
+    score.add_argument("run", type=Path, metavar="RUN", help="the directory of the finished run")
+    score.add_argument("--json", type=Path, metavar="FILE")
+
+    plan = verb("plan", run_plan, "propose a sweep, and the next cells, for an allowance of FLOPs")
+    plan.add_argument("--flops", required=True, type=float, metavar="X", help="FLOPs to spend")
+    plan.add_argument("--law", default="besiroglu-2024", help="law.json or a published law (default: %(default)s)")
+    plan.add_argument("--table", type=Path, metavar="TABLE.csv|DIR", help="runs already done: propose what to add")
+    plan.add_argument("--target", type=float, metavar="C", help="FLOPs at which the loss matters most")
+    plan.add_argument("--goal", default="a", help="what to know best: a, loss or params at the target (default: a)")
+    plan.add_argument("--runs", type=int, default=36, metavar="K", help="runs of a new sweep (default: %(default)s)")
+    plan.add_argument("--cooldown", type=float, metavar="SHARE", help="branch off one trunk a size, cooled so long")
+    plan.add_argument("--noise", type=float, help="sd of one run's log loss (default: the law's, else .01)")
+    plan.add_argument("--json", type=Path, metavar="FILE")
+
+    test = verb("selftest", run_selftest, "recover planted laws and a known entropy")
+    test.add_argument("--sweeps", type=int, default=50, help="simulated sweeps per law (default: %(default)s)")
+    test.add_argument("--steps", type=int, default=400, help="steps of the Markov run (default: %(default)s)")
+    test.add_argument("--json", type=Path, metavar="FILE")
+
+    coord = verb("coord-check", run_coord_check, "show that activations keep their size as width grows")
+    with_file(coord, "RunConfig")
+    coord.add_argument("--widths", default="32,64,128,256", metavar="W,W,...")
+    coord.add_argument("--steps", type=int, default=5)
+    coord.add_argument("--out", type=Path, metavar="DIR", help="write coord_check.png here")
+    coord.add_argument("--json", type=Path, metavar="FILE")
+
     verb("presets", run_presets, "list the published shapes, counted against their papers")
     return top
 
@@ -153,14 +215,23 @@ def run_status(args: argparse.Namespace) -> None:
     print(status(existing(args.dir, "plan.json")))
 
 
+def choices_of(args: argparse.Namespace) -> Any:
+    from gptjax.laws.fit import Choices
+
+    return Choices(**{field.name: getattr(args, field.name) for field in fields(Choices)})
+
+
 def run_fit(args: argparse.Namespace) -> None:
     from gptjax.files import write_json
-    from gptjax.laws.table import read_runs
-    from gptjax.laws.uncertainty import APPROACHES, fit_all
+    from gptjax.laws.analysis import fit_all, require_law
+    from gptjax.laws.fit import APPROACHES
+    from gptjax.laws.table import read_curves, read_runs
 
     table = tables_of(args.table) / "runs.csv" if args.table.is_dir() else args.table
     approaches = APPROACHES if args.approach == "all" else (args.approach,)
-    law = fit_all(read_runs(table), approaches=approaches)
+    curves = read_curves(args.curves) if args.curves else None
+    law = fit_all(read_runs(table), choices_of(args), approaches=approaches, curves=curves, tables=bool(args.json))
+    require_law(law)
     if args.json:
         write_json(args.json, law)
     for name, found in law["approaches"].items():
@@ -168,22 +239,124 @@ def run_fit(args: argparse.Namespace) -> None:
 
 
 def describe_fit(found: dict[str, Any]) -> str:
-    """Say a fit in a line: exponents with 95 % intervals and the parametric law, or why there is none."""
+    """Say a fit in a line: exponents with 95 % intervals, the parametric law, and what speaks against it."""
+    reasons = "; ".join(found["reasons"])
     if found["a"] is None:
-        return "; ".join(found["reasons"])
+        return reasons
     text = ", ".join(
         f"{name} {found[name]:.4g}" + (f" [{low:.4g}, {high:.4g}]" if low is not None else "")
         for name in ("a", "b", "A", "B", "E", "alpha", "beta")
         if name in found
         for low, high in [found.get(f"{name}_interval") or (None, None)]
     )
-    return f"{text}; {len(found['used'])} points used, {len(found['dropped'])} dropped"
+    text = f"{text}; {len(found['used'])} points used, {len(found['dropped'])} dropped"
+    return f"{text}; {reasons}" if reasons else text
 
 
 def run_report(args: argparse.Namespace) -> None:
     from gptjax.laws.report import write_report
 
-    print(write_report(tables_of(args.dir)))
+    print(write_report(tables_of(args.dir), choices_of(args)))
+
+
+def run_predict(args: argparse.Namespace) -> None:
+    from gptjax.devices import devices
+    from gptjax.files import write_json
+    from gptjax.laws import predict as laws
+    from gptjax.sweep import advice
+
+    forecaster = laws.read_forecaster(args.law, args.force)
+    said = laws.predict(forecaster, flops=args.flops, params=args.params, tokens=args.tokens, loss=args.loss)
+    extra = {}
+    if args.inference_tokens:
+        extra["served"] = laws.serve(forecaster, said["loss"], args.inference_tokens)
+    if args.unique_tokens:
+        extra["constrained"] = laws.constrain(forecaster, said["flops"], args.unique_tokens)
+    hyper = None if args.law in laws.PUBLISHED else laws.read_law(args.law).get("hyper")
+    advised = advice.advise(said["params"], said["tokens"], said["flops"], hyper=hyper,
+                            devices=devices(args.devices), count=args.count)  # fmt: skip
+    if args.register:
+        laws.register(said, args.register)
+    if args.json:
+        write_json(args.json, {"prediction": said, **extra, "advice": advised})
+    print("\n\n".join([laws.describe(said), *map(laws.describe, extra.values()), advice.describe(advised)]))
+
+
+def run_score(args: argparse.Namespace) -> None:
+    from gptjax.files import read_json, write_json
+    from gptjax.laws.predict import score
+
+    result = read_json(existing(args.run, "result.json", "a finished run") / "result.json")
+    if result["status"] != "done":
+        raise BadInput(f"{args.run} failed ({result['reason']}) and has no loss to score; train it again")
+    params = sum(n for group, n in result["params"].items() if group != "padding")
+    found = score(args.prediction, result["loss"], params, result["tokens"])
+    if args.json:
+        write_json(args.json, found)
+    verdict = {None: "no interval was given", True: "inside the interval", False: "outside the interval"}
+    print(f"predicted {found['predicted']:.4f}, measured {found['measured']:.4f}, log error "
+          f"{found['log_error']:+.4f}: {verdict[found['inside']]}")  # fmt: skip
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    from gptjax.files import plain, write_json
+    from gptjax.laws import design
+    from gptjax.laws.forms import ChinchillaLaw
+    from gptjax.laws.predict import read_forecaster
+    from gptjax.laws.table import read_runs
+
+    forecaster = read_forecaster(args.law, force=True)
+    if not isinstance(forecaster.law, ChinchillaLaw):
+        raise BadInput(f"{args.law} is not a Chinchilla law, which the design needs; use another, as besiroglu-2024")
+    law, noise = forecaster.law, args.noise or forecaster.noise or 0.01
+    goal: Any = args.goal
+    plan: Any
+    if args.table:
+        done = read_runs(tables_of(args.table) / "runs.csv" if args.table.is_dir() else args.table)
+        plan = design.next_cells(
+            law, done.params, done.tokens, args.flops, noise=noise, goal=goal, target_flops=args.target
+        )
+    else:
+        settings = {"target_flops": args.target, "cooldown": args.cooldown, "runs": args.runs}
+        plan = design.propose(law, args.flops, noise=noise, goal=goal, **settings)
+    if args.json:
+        write_json(args.json, plain(plan))
+    print(design.describe(plan))
+
+
+def run_selftest(args: argparse.Namespace) -> None:
+    if args.sweeps < 1 or args.steps < 100:
+        raise BadInput(f"--sweeps {args.sweeps} must be at least 1 and --steps {args.steps} at least 100")
+    use_compilation_cache()
+    from gptjax.files import plain, write_json
+    from gptjax.selftest import describe, selftest
+
+    result = plain(selftest(args.sweeps, args.steps))
+    if args.json:
+        write_json(args.json, result)
+    print(describe(result))
+    if not result["markov"].get("sound"):
+        sys.exit(1)
+
+
+def run_coord_check(args: argparse.Namespace) -> None:
+    use_compilation_cache()
+    from gptjax.config import RunConfig, override
+    from gptjax.files import write_file, write_json
+    from gptjax.laws.page import png
+    from gptjax.train import coord_check
+
+    try:
+        widths = [int(width) for width in args.widths.split(",")]
+    except ValueError:
+        raise BadInput(f"--widths {args.widths!r} is not a list of whole numbers; write 32,64,128,256") from None
+    result = coord_check.coord_check(override(load(args.file, RunConfig, "run"), args.set), widths, steps=args.steps)
+    if args.json:
+        write_json(args.json, result)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_file(args.out / "coord_check.png", png(coord_check.draw(result)))
+    print(coord_check.describe(result))
 
 
 def run_presets(args: argparse.Namespace) -> None:
@@ -210,9 +383,9 @@ def tables_of(directory: Path) -> Path:
     return existing(directory, "runs.csv")
 
 
-def existing(directory: Path, needed: str) -> Path:
+def existing(directory: Path, needed: str, what: str = "a sweep") -> Path:
     if not (directory / needed).is_file():
-        raise BadInput(f"{directory} has no {needed}; give the directory of a sweep")
+        raise BadInput(f"{directory} has no {needed}; give the directory of {what}")
     return directory
 
 

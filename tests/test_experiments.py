@@ -1,5 +1,6 @@
 """The shipped experiments: every size traces from a seed to updated weights, without memory."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -51,3 +52,13 @@ def test_the_quick_sweep_is_as_wide_as_a_law_needs():
     cells = [run for run in make_plan(sweep).runs if run.role == "cell"]
     for budget in sweep.budgets:
         assert sum(run.budget == budget for run in cells) >= 5
+
+
+def test_the_rates_of_mup_are_tried_at_the_same_tokens_and_both_ways_alike():
+    standard, mup = (make_plan(load(str(FOLDER.parent / "mup.py"), SweepConfig, name)) for name in ("standard", "mup"))
+    assert len(standard.runs) == 28 and not standard.removed
+    assert len({run.tokens for run in standard.runs}) == 1 and len({run.size for run in standard.runs}) == 4
+    for one, other in zip(standard.runs, mup.runs, strict=True):
+        m = other.config.model
+        assert one.config == replace(other.config, model=replace(m, mup_width=0))
+        assert m.width_ratio == m.d_model / 64

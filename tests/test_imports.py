@@ -5,12 +5,23 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "gptjax"
 LEVELS = [
-    ["errors", "files", "question", "params", "sharding"],
+    ["errors", "files", "question", "params", "sharding", "devices"],
     ["models", "data"],
-    ["train.optim", "train.state", "train.step", "laws.forms", "laws.table"],
+    ["train.optim", "train.mup", "train.state", "train.step", "laws.forms", "laws.table"],
     ["config", "train.checkpoint", "train.result", "train.validation", "train.metrics", "laws"],
-    ["train.loop", "sweep.rules", "sweep.plan", "sweep.ledger", "laws.plot", "laws.page", "laws.report"],
-    ["sweep.execute", "sweep.loop"],
+    [
+        "train.loop",
+        "train.coord_check",
+        "sweep.rules",
+        "sweep.plan",
+        "sweep.ledger",
+        "laws.plot",
+        "laws.plot_doubt",
+        "laws.page",
+        "laws.methods",
+        "laws.report",
+    ],
+    ["sweep.execute", "sweep.loop", "sweep.advice", "selftest"],
     ["cli"],
 ]
 

@@ -1,6 +1,7 @@
 """A sweep of tiny real runs: the plan adds up, nothing runs twice, and whatever is killed loses nothing finished."""
 
 import csv
+import itertools
 import json
 import os
 import shutil
@@ -105,6 +106,36 @@ def test_cosine_cells_stand_alone_and_seeds_multiply_them(cache):
     assert len(made.runs) == 2 * len([run for run in make_plan(replace(cosine, seeds=(0,))).runs])
 
 
+@pytest.mark.parametrize("schedule", ["wsd", "cosine"])
+def test_factors_multiply_the_rules_rate_and_batch(cache, schedule):
+    plain = replace(tiny(cache, schedule), sizes=(8,), holdout=3e9, holdout_sizes=(8,))
+    tried = replace(plain, lr_factors=(0.5, 1.0, 2.0), batch_factors=(1.0, 0.5), seeds=(0, 1))
+    made, one = make_plan(tried), {run.name: run for run in make_plan(plain).runs}
+    runs = {run.name: run for run in made.runs}
+    assert len(runs) == 3 * 2 * 2 * len(one)
+    of_batch = {factor: make_plan(replace(plain, batch_tokens=always(128 * factor))) for factor in (1.0, 0.5)}
+    for batch, lr, seed in itertools.product((1.0, 0.5), (0.5, 1.0, 2.0), (0, 1)):
+        suffix = "".join((f"-lr{lr:g}" * (lr != 1), f"-b{batch:g}" * (batch != 1), f"-s{seed}" * (seed != 0)))
+        for alone in of_batch[batch].runs:
+            c, expected = runs[alone.name + suffix].config, alone.config
+            if expected.init_from:
+                assert runs[c.init_from.run].config.optim.lr == c.optim.lr
+                assert runs[c.init_from.run].config.batch == c.batch
+            expected = replace(expected, seed=seed, optim=replace(expected.optim, lr=lr * expected.optim.lr))
+            assert replace(c, init_from=None) == replace(expected, init_from=None)
+    assert holdout_run(tried, 5e3) == holdout_run(plain, 5e3)
+    text = describe(tried, 1)
+    assert all(name in text for name in runs) and "budget 2e08: 12 cells" in text
+
+
+def test_cells_removed_at_one_batch_only_are_said(sweep):
+    made = make_plan(replace(sweep, sizes=(8,), min_steps=100, batch_factors=(1.0, 8.0)))
+    assert {removed.size for removed in made.removed if removed.budget == max(BUDGETS)} == {"d8-b8"}
+    for bad in ({"lr_factors": ()}, {"batch_factors": (1.0, 0.0)}):
+        with pytest.raises(BadInput, match="each above 0"):
+            replace(sweep, **bad)
+
+
 def test_what_limits_and_rounding_remove_is_said(sweep):
     made = make_plan(replace(sweep, tokens_per_param=(3.0, 30.0), min_steps=30))
     reasons = " ".join(removed.reason for removed in made.removed)
@@ -120,7 +151,7 @@ def test_a_plan_is_a_value(sweep, tmp_path):
 
 
 def test_bad_sweeps_are_refused(sweep):
-    with pytest.raises(BadInput, match="at least one budget"):
+    with pytest.raises(BadInput, match="budgets or horizons, not both"):
         replace(sweep, budgets=())
     with pytest.raises(BadInput, match="holdout_sizes"):
         replace(sweep, holdout=1e10)

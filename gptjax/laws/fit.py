@@ -1,14 +1,55 @@
-"""What every approach to a scaling law answers, and the regression that two of them share."""
+"""What an analyst chooses, what every approach to a scaling law answers, and the regression that two of them share."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from gptjax.errors import BadInput
 from gptjax.laws.forms import PowerLaw
-from gptjax.laws.table import Dropped, Floats
+from gptjax.laws.table import Dropped, Floats, Runs
 
 Status = Literal["ok", "refused", "degenerate"]
+Estimator = Literal["huber", "lad", "lsq-log", "lsq"]
+Resample = Literal["rows", "params", "noise"]
+Approach = Literal["envelope", "isoflop", "parametric"]
+APPROACHES: tuple[Approach, ...] = get_args(Approach)
+MAX_CELLS = 20_000_000  # draws x rows of a bootstrap whose size is left to us
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What an analyst chooses; the defaults are the report's. `gptjax fit` has an option for each."""
+
+    convention: str = ""  # of N and C, as 6n_non_embedding; empty: the table's columns params and flops
+    drop_highest_loss: int = 0
+    loss: Estimator = "huber"  # huber and lad of log loss, least squares of log or raw loss
+    delta: float = 1e-3  # of huber
+    weights: Literal["equal", "noise"] = "equal"  # noise: 1 / loss_se^2
+    interp: Literal["parabola", "akima"] = "parabola"
+    window: int = 3  # sizes on either side of the least loss that a parabola sees
+    unfinished: bool = False  # let training curves count where their schedule had not ended
+    bootstrap: int = 0  # draws; 0: 1000, fewer above 20,000 rows
+    cluster: Resample = "rows"  # what the parametric bootstrap draws: rows, whole sizes, or noise about the law
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
+                raise BadInput(f"{name} {getattr(self, name)!r} is not known; use one of {', '.join(get_args(kind))}")
+        if not self.delta > 0:
+            raise BadInput(f"delta {self.delta:g} must be above 0; Hoffmann et al. used 1e-3")
+        if self.drop_highest_loss < 0 or self.bootstrap < 0 or self.seed < 0:
+            counts = f"drop-highest-loss {self.drop_highest_loss}, bootstrap {self.bootstrap}, seed {self.seed}"
+            raise BadInput(f"{counts}: none may be negative")
+
+    def draws(self, rows: int) -> int:
+        """Give the number of bootstrap draws for a table of so many rows."""
+        return self.bootstrap or max(100, min(1000, MAX_CELLS // rows))
+
+    def rows(self, runs: Runs) -> Runs:
+        """Give the rows that are fitted: the best of each cell, counted as chosen, without the highest losses."""
+        return runs.counted(self.convention).tuned().drop_highest_loss(self.drop_highest_loss)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,16 +1,28 @@
-"""Approach 2 of Hoffmann et al. 2022 (3.2): a parabola of loss in log N per budget, and a line through the minima."""
+"""Approach 2 of Hoffmann et al. 2022 (3.2): the minimum of loss over log N at each budget, and a line through these.
 
+Losses come as draws (k, rows), one draw for a fit and many for a bootstrap, and one code serves both.
+"""
+
+import math
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import numpy as np
-from numpy.polynomial.polynomial import polyfit, polyval
+from numpy.typing import NDArray
+from scipy.interpolate import Akima1DInterpolator
 
+from gptjax.errors import BadInput
 from gptjax.laws.fit import Fit, regress
 from gptjax.laws.table import Dropped, Floats, Runs, short
 
+Interp = Literal["parabola", "akima"]
+Ints = NDArray[np.int_]
+
 BUDGET_GAP, BUDGET_SPREAD = 0.18, 0.4  # in log C: a gap begins a new budget; a wider budget is not a slice
-WINDOW = 3  # sizes on either side of the least loss that the parabola sees, so up to 7
+CROWD_WIDTH, CROWD_SIZES = 0.2, 6  # among scattered runs so many sizes within 10 % of one C make a budget
 MIN_SIZES = 4
+DRAWS = 1000  # of the noise, for the standard error of an Akima minimum (Porian et al. 2024)
+OK, SMALLEST, LARGEST, FLAT, OUTSIDE, LOST, STATIC = range(7)  # what became of a budget
 
 
 @dataclass(frozen=True)
@@ -27,7 +39,10 @@ class Minimum:
 
 @dataclass(frozen=True)
 class Budget:
-    """Runs of nearly equal FLOPs and their parabola: loss = sum_i curve[i] log(N / centre)^i within the window."""
+    """Runs of nearly equal FLOPs and their parabola: loss = sum_i curve[i] log(N / centre)^i within the window.
+
+    Under Akima there is no parabola (`curve` is empty) and the window is the best run of each size.
+    """
 
     flops: float
     runs: tuple[str, ...]
@@ -40,55 +55,56 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Isoflop(Fit):
-    """The budgets, and noise: the scatter of one loss about its parabola, pooled over the budgets."""
+    """The budgets, how their minima were found, and noise: the scatter of one loss about the parabolas, pooled."""
 
+    interp: Interp
+    window: int
     budgets: tuple[Budget, ...]
     params_exponent_se: float
     tokens_exponent_se: float
     noise: float
 
 
-@dataclass(frozen=True)
-class _Parabola:
-    """A weighted least-squares fit before the noise is known: covariance and chi2 are for rows of standard error sd."""
+def isoflop(runs: Runs, *, interp: Interp = "parabola", window: int = 3, seed: int = 0) -> Isoflop:
+    """Find the best size at each budget, then regress log N* and log D* on log C.
 
-    rows: Runs
-    centre: float
-    curve: Floats
-    covariance: Floats
-    chi2: float
-    sd: Floats
+    "parabola" fits loss over log N, least squares, to the least mean loss and `window` sizes on either side. "akima"
+    interpolates log loss over log N through the best run of each size (Porian et al. 2024, arXiv 2406.19146); its
+    standard errors come from 1000 draws (`seed`) of one loss's noise, that of log N* at least a third of the gap
+    between sizes, as theirs. Runs of nearly equal C make a budget; where C is scattered, its fullest windows do. A
+    budget is refused, with what to run next, when it has fewer than 4 sizes, its least loss at the smallest or largest
+    size (under Akima, also in half of the draws), or no clear upward curvature.
 
-
-def isoflop(runs: Runs) -> Isoflop:
-    """Fit a parabola of loss in log N at each budget, then N* and D* as power laws of C.
-
-    A budget is refused, with what to run next, when it has fewer than 4 sizes, its least loss at the smallest or
-    largest size, or no clear upward curvature. The exponent is exact on noise-free geometric grids centred on the
-    optimum; a wide or lopsided grid biases the coefficient, since a law is not a parabola.
+    A law is not a parabola. On noise-free geometric grids centred on the optimum the exponent is exact and N* too large
+    (Hoffmann's law: 2.7 % on 15 sizes within 8x, 7.7 % within 32x); a lopsided grid, or one whose centre drifts with
+    the budget, biases the exponent too (arXiv 2603.22339). Akima has less of this bias and more variance.
     """
-    order = np.argsort(runs.flops, kind="stable")
-    breaks = np.flatnonzero(np.diff(np.log(runs.flops[order])) > BUDGET_GAP) + 1
-    slices = [runs.take(group) for group in np.split(order, breaks)]
-    budgets = [Budget(_middle(rows), rows.run, reason=_refusal(rows)) for rows in slices]
-    parabolas = [None if b.reason else _parabola(rows) for b, rows in zip(budgets, slices, strict=True)]
-    scale, noise = _noise([p for p in parabolas if p])
-    budgets = [_locate(b, p, scale) if p else b for b, p in zip(budgets, parabolas, strict=True)]
+    if interp not in get_args(Interp):
+        raise BadInput(f"interp {interp!r} is not known; use {' or '.join(get_args(Interp))}")
+    if window < 2:
+        raise BadInput(f"a window of {window} sizes on either side is too few for a parabola; use 2 or more")
+    slices = _slices(runs)
+    parabolas = _parabolas(runs, slices, runs.loss[None], window)
+    noise = float(parabolas.noise[0])
+    found = _splines_with_errors(runs, slices, noise, seed) if interp == "akima" else parabolas
+    budgets = tuple(_budget(runs, part, found, window, j) for j, part in enumerate(slices))
 
     minima = [(b.flops, b.minimum) for b in budgets if b.minimum]
     reasons = tuple(b.reason for b in budgets if b.reason)
     params_law = tokens_law = None
     params_se = tokens_se = np.nan
     if len(minima) < 2:
-        reasons += (
-            f"{len(minima)} budgets have an optimum and a power law needs 2; mend those refused or add a budget",
-        )
+        remedy = "mend those refused or add a budget"
+        found_some = f"{len(minima)} budget{'s have' if len(minima) != 1 else ' has'} an optimum"
+        reasons += (f"{found_some} and a power law needs 2; {remedy}",)
     else:
         c = np.array([flops for flops, _ in minima])
         params_law, params_se = regress(c, *np.array([(m.params, m.params_se) for _, m in minima]).T)
         tokens_law, tokens_se = regress(c, *np.array([(m.tokens, m.tokens_se) for _, m in minima]).T)
     used = {name for b in budgets if b.minimum for name in b.window}
-    beyond = f"outside the {2 * WINDOW + 1} sizes around the least loss"
+    beyond = f"outside the {2 * window + 1} sizes around the least loss"
+    if interp == "akima":
+        beyond = "another run of its size and budget has less loss"
     return Isoflop(
         status="ok" if params_law else "refused",
         reasons=reasons,
@@ -96,99 +112,290 @@ def isoflop(runs: Runs) -> Isoflop:
         dropped=tuple(Dropped(name, b.reason or beyond) for b in budgets for name in b.runs if name not in used),
         params_law=params_law,
         tokens_law=tokens_law,
-        budgets=tuple(budgets),
+        interp=interp,
+        window=window,
+        budgets=budgets,
         params_exponent_se=params_se,
         tokens_exponent_se=tokens_se,
         noise=noise,
     )
 
 
-def _middle(rows: Runs) -> float:
-    return float(np.exp(np.log(rows.flops).mean()))
+def refit_noise(runs: Runs, fit: Isoflop, losses: Floats) -> tuple[Floats, Floats]:
+    """Fit again to each draw of the losses (k, rows): (log k, a) of N* = k C^a and of D*, each (k, 2), nan if refused.
+
+    The parabola equals `isoflop` called k times. Akima keeps the fit's standard errors as weights, as Porian et al. do.
+    """
+    slices = _slices(runs)
+    if fit.interp == "parabola":
+        found: _Found = _parabolas(runs, slices, losses, fit.window)
+    else:
+        errors = [(b.minimum.params_se, b.minimum.tokens_se) if b.minimum else (np.nan, np.nan) for b in fit.budgets]
+        n_se, d_se = np.broadcast_to(np.array(errors).T[:, None], (2, len(losses), len(slices)))
+        found = replace(_splines(runs, slices, losses), n_se=n_se, d_se=d_se)
+    ok = (found.state == OK) & ~np.isnan(found.n_se)
+    log_c = np.log([part.flops for part in slices])
+    return _lines(log_c, found.n, found.n_se, ok), _lines(log_c, found.d, found.d_se, ok)
 
 
-def _name(flops: float) -> str:
-    return f"budget {flops:.3g}".replace("e+", "e")
+def _lines(log_c: Floats, y: Floats, se: Floats, ok: NDArray[np.bool_]) -> Floats:
+    """Regress as `regress` does, a row of y (k, budgets) at a time, through the budgets that are ok."""
+    exact = ((se <= 0) & ok).any(axis=1, keepdims=True)  # no noise: equal weights
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weight = np.where(ok, np.where(exact, 1.0, se**-2.0), 0.0)
+        weight /= weight.sum(axis=1, keepdims=True)
+        y = np.where(ok, y, 0.0)
+        x_mean, y_mean = weight @ log_c, (weight * y).sum(axis=1)
+        x = log_c - x_mean[:, None]
+        slope = (weight * x * y).sum(axis=1) / (weight * x**2).sum(axis=1)
+    lines = np.stack([y_mean - slope * x_mean, slope], axis=1)
+    return np.where(ok.sum(axis=1, keepdims=True) >= 2, lines, np.nan)
 
 
-def _sizes(rows: Runs) -> tuple[Floats, int]:
-    """Give the sizes in order and the position of the least mean loss."""
-    sizes = np.unique(rows.params)
-    return sizes, int(np.argmin([rows.loss[rows.params == size].mean() for size in sizes]))
+@dataclass(frozen=True)
+class _Slice:
+    """The runs of one budget, by size and then loss, and what of them does not depend on the losses."""
+
+    rows: Ints
+    flops: float
+    sizes: Floats
+    starts: Ints  # where in rows each size begins
+    spread: float
+
+    @property
+    def state(self) -> int:
+        return STATIC if len(self.sizes) < MIN_SIZES or np.log(self.spread) > BUDGET_SPREAD else OK
+
+    def mean(self, columns: Floats) -> Floats:
+        """Average (k, rows) over the rows of each size."""
+        return np.add.reduceat(columns, self.starts, axis=-1) / np.diff(self.starts, append=len(self.rows))
 
 
-def _refusal(rows: Runs) -> str:
-    """Say why these runs cannot carry a parabola and what to add, or nothing."""
-    sizes, least = _sizes(rows)
-    name, smaller, larger = _name(_middle(rows)), short(sizes[0] / 2), short(sizes[-1] * 2)
-    spread = rows.flops.max() / rows.flops.min()
-    if np.log(spread) > BUDGET_SPREAD:
-        return f"{name}: its runs spread over {short(spread)}x in FLOPs; an isoFLOP budget needs runs of equal FLOPs"
-    if len(sizes) < MIN_SIZES:
-        wanted = f"add {MIN_SIZES - len(sizes)}, as near {smaller} or {larger}"
-        return f"{name}: of {MIN_SIZES} sizes that a parabola needs it has {len(sizes)}; {wanted}"
-    if least == 0:
-        return f"{name}: the least loss is at the smallest size {short(sizes[0])}; add a size near {smaller}"
-    if least == len(sizes) - 1:
-        return f"{name}: the least loss is at the largest size {short(sizes[-1])}; add a size near {larger}"
-    return ""
+def _slices(runs: Runs) -> list[_Slice]:
+    log_c = np.log(runs.flops)
+    order = np.argsort(log_c, kind="stable")
+    groups: list[Ints] = []
+    for rows in np.split(order, np.flatnonzero(np.diff(log_c[order]) > BUDGET_GAP) + 1):
+        groups += [rows] if np.ptp(log_c[rows]) <= BUDGET_SPREAD else _crowds(rows, log_c, runs.params)
+    slices = []
+    for rows in sorted(groups, key=lambda rows: log_c[rows].mean()):
+        rows = rows[np.lexsort((runs.loss[rows], runs.params[rows]))]  # an order that the table's does not change
+        n, c = runs.params[rows], log_c[rows]
+        starts = np.flatnonzero(np.append(True, n[1:] > n[:-1]))
+        slices.append(_Slice(rows, float(np.exp(c.mean())), n[starts], starts, float(np.exp(c.max() - c.min()))))
+    return slices
 
 
-def _parabola(rows: Runs) -> _Parabola:
-    sizes, least = _sizes(rows)
-    near = sizes[max(0, least - WINDOW) : least + WINDOW + 1]
-    rows = rows.take(np.flatnonzero(np.isin(rows.params, near)))
-    design = np.vander(np.log(rows.params / sizes[least]), 3, increasing=True)
-    sd = np.ones(len(rows)) if np.isnan(rows.loss_se).any() else rows.loss_se
-    covariance = np.linalg.inv(design.T @ (design / sd[:, None] ** 2)).astype(np.float64)
-    curve = covariance @ design.T @ (rows.loss / sd**2)
-    chi2 = float(np.sum(((rows.loss - design @ curve) / sd) ** 2))
-    return _Parabola(rows, float(sizes[least]), curve, covariance, chi2, sd)
+def _crowds(rows: Ints, log_c: Floats, params: Floats) -> list[Ints]:
+    """Find budgets among scattered runs, ordered by C: the fullest windows in turn; the runs between them come last."""
+    crowds, left = [], rows
+    while len(left):
+        ends = np.searchsorted(log_c[left], log_c[left] + CROWD_WIDTH, side="right")
+        windows = [left[first:end] for first, end in enumerate(ends)]
+        fullest = max(windows, key=lambda window: len(np.unique(params[window])))
+        if len(np.unique(params[fullest])) < CROWD_SIZES:
+            break
+        crowds.append(fullest)
+        left = np.setdiff1d(left, fullest, assume_unique=True)
+        left = left[np.argsort(log_c[left], kind="stable")]
+    return [*crowds, left] if len(left) else crowds
 
 
-def _noise(parabolas: list[_Parabola]) -> tuple[float, float]:
-    """Pool the scatter over budgets: its ratio to the rows' sd, and the noise of one loss.
+@dataclass(frozen=True)
+class _Found:
+    """What each draw of the losses (first axis) says of each budget (second); n and d are logs, as their errors."""
+
+    state: Ints
+    least: Ints  # the position among the sizes of the least loss
+    n: Floats
+    d: Floats
+    loss: Floats
+    n_se: Floats
+    d_se: Floats
+    loss_se: Floats
+
+
+@dataclass(frozen=True)
+class _Parabolas(_Found):
+    """Parabolas (draws, budgets, 3) in log N from the least size, and the noise (draws,) of one loss about them."""
+
+    curve: Floats
+    bend_se: Floats
+    noise: Floats
+
+
+def _edges(least: Ints, part: _Slice) -> Ints:
+    return np.where(least == 0, SMALLEST, np.where(least == len(part.sizes) - 1, LARGEST, OK))
+
+
+def _near(part: _Slice, least: int, window: int) -> slice:
+    """Give the rows of the sizes around one."""
+    ends = np.append(part.starts, len(part.rows))
+    return slice(ends[max(0, least - window)], ends[min(len(part.sizes), least + window + 1)])
+
+
+def _parabolas(runs: Runs, slices: list[_Slice], losses: Floats, window: int) -> _Parabolas:
+    """Fit a parabola to each budget of each draw; errors by the delta method from the scatter pooled over budgets.
 
     Evaluation noise, where given, is a floor: the noise of seed and data order comes on top and shows in the scatter.
     """
-    freedom = sum(len(p.rows) - 3 for p in parabolas)
-    if not freedom:
-        return np.nan, np.nan
-    scale = np.sqrt(sum(p.chi2 for p in parabolas) / freedom)
-    if not any(np.isnan(p.rows.loss_se).any() for p in parabolas):
-        scale = max(1.0, scale)
-    return float(scale), float(scale * np.mean(np.concatenate([p.sd for p in parabolas])))
-
-
-def _locate(budget: Budget, parabola: _Parabola, scale: float) -> Budget:
-    """Find the minimum, with standard errors by the delta method, or refuse."""
-    rows, centre, curve = parabola.rows, parabola.centre, parabola.curve
-    budget = replace(budget, window=rows.run, centre=centre, curve=tuple(map(float, curve)))
-    covariance = scale**2 * parabola.covariance
-    name, smallest, largest = _name(budget.flops), rows.params.min(), rows.params.max()
-    bend, bend_se = curve[2], np.sqrt(covariance[2, 2])
-    if bend <= 2 * bend_se:
-        what = f"curvature {bend:.2g} is not clearly above 0 (standard error {bend_se:.2g})"
-        where = f"near {short(smallest / 2)} and {short(largest * 2)}"
-        return replace(budget, reason=f"{name}: {what}; add sizes farther out, {where}")
-    u = -curve[1] / (2 * bend)
-    params = centre * np.exp(u)
-    if not smallest <= params <= largest:
-        where = short(smallest / 2 if params < smallest else largest * 2)
-        return replace(
-            budget, reason=f"{name}: the minimum {short(params)} lies outside the sizes; add one near {where}"
+    shape = len(losses), len(slices)
+    state, least = np.full(shape, STATIC), np.zeros(shape, dtype=int)
+    centre, low, high = np.full((3, *shape), np.nan)
+    curve, tokens = np.full((2, *shape, 3), np.nan)
+    covariance = np.full((*shape, 3, 3), np.nan)
+    chi2, freedom, sd_sum, count = np.zeros((4, len(losses)))
+    known = np.ones(len(losses), dtype=bool)
+    for j, part in enumerate(slices):
+        if part.state != OK:
+            continue
+        y, log_n, log_d = losses[:, part.rows], np.log(part.sizes), np.log(runs.tokens[part.rows])
+        x, se = np.log(runs.params[part.rows]), runs.loss_se[part.rows]
+        least[:, j] = part.mean(y).argmin(axis=1)
+        state[:, j] = _edges(least[:, j], part)
+        for i in set(least[state[:, j] == OK, j].tolist()):
+            at, near = np.flatnonzero(least[:, j] == i), _near(part, i, window)
+            unknown = np.isnan(se[near]).any()
+            sd = np.ones(near.stop - near.start) if unknown else se[near]
+            design = np.vander(x[near] - log_n[i], 3, increasing=True) / sd[:, None]
+            inverse = np.linalg.inv(design.T @ design)
+            solve = inverse @ design.T / sd
+            curve[at, j] = y[at, near] @ solve.T
+            tokens[at, j] = solve @ log_d[near]
+            covariance[at, j] = inverse
+            centre[at, j], low[at, j], high[at, j] = log_n[i], x[near][0] - log_n[i], x[near][-1] - log_n[i]
+            chi2[at] += ((y[at, near] / sd - curve[at, j] @ design.T) ** 2).sum(axis=1)
+            freedom[at] += len(sd) - 3
+            sd_sum[at] += sd.sum()
+            count[at] += len(sd)
+            known[at] &= not unknown
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scale = np.sqrt(chi2 / freedom)
+        scale = np.where(known & (scale < 1), 1.0, scale)
+        bend, bend_se = curve[..., 2], scale[:, None] * np.sqrt(covariance[..., 2, 2])
+        u = -curve[..., 1] / (2 * bend)
+        by_curve = np.stack([np.zeros_like(u), -1 / (2 * bend), -u / bend], axis=-1)  # d u / d curve
+        powers = np.stack([np.ones_like(u), u, u**2], axis=-1)
+        n_se, loss_se = (
+            scale[:, None] * np.sqrt(np.einsum("kbi,kbij,kbj->kb", g, covariance, g)) for g in (by_curve, powers)
         )
-    by_curve = np.array([0, -1 / (2 * bend), curve[1] / (2 * bend**2)])  # d u / d curve
-    u_se = np.sqrt(by_curve @ covariance @ by_curve)
-    tokens_curve = polyfit(np.log(rows.params / centre), np.log(rows.tokens), 2)
-    tokens_slope = tokens_curve[1] + 2 * tokens_curve[2] * u
-    powers = np.array([1, u, u**2])
-    minimum = Minimum(
-        params=float(params),
-        tokens=float(np.exp(polyval(u, tokens_curve))),
-        loss=float(polyval(u, curve)),
-        params_se=float(u_se),
-        tokens_se=float(abs(tokens_slope) * u_se),
-        loss_se=float(np.sqrt(powers @ covariance @ powers)),
+        state = np.where((state == OK) & ~(bend > 2 * bend_se), FLAT, state)
+        state = np.where((state == OK) & ((u < low) | (u > high)), OUTSIDE, state)
+        return _Parabolas(
+            state=state,
+            least=least,
+            n=centre + u,
+            d=(tokens * powers).sum(axis=-1),
+            loss=(curve * powers).sum(axis=-1),
+            n_se=n_se,
+            d_se=np.abs(tokens[..., 1] + 2 * tokens[..., 2] * u) * n_se,
+            loss_se=loss_se,
+            curve=curve,
+            bend_se=bend_se,
+            noise=scale * sd_sum / count,
+        )
+
+
+def _splines(runs: Runs, slices: list[_Slice], losses: Floats) -> _Found:
+    """Find the minimum of the Akima spline of each budget of each draw, without standard errors."""
+    shape = len(losses), len(slices)
+    state, least = np.full(shape, STATIC), np.zeros(shape, dtype=int)
+    n, d, loss = np.full((3, *shape), np.nan)
+    for j, part in enumerate(slices):
+        if part.state != OK:
+            continue
+        best = np.minimum.reduceat(losses[:, part.rows], part.starts, axis=1)
+        least[:, j] = best.argmin(axis=1)
+        state[:, j] = _edges(least[:, j], part)
+        x, log_d = np.log(part.sizes), part.mean(np.log(runs.tokens[part.rows]))
+        n[:, j], log_loss = _spline_minimum(x, np.log(np.maximum(best, 1e-9)))  # a draw may fall below 0
+        d[:, j] = np.interp(n[:, j], x, log_d)
+        loss[:, j] = np.exp(log_loss)
+    return _Found(state, least, n, d, loss, *np.full((3, *shape), np.nan))
+
+
+def _spline_minimum(x: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Find where the Akima spline through x (s,) and each row of y (k, s) is least, in closed form, and its value."""
+    c3, c2, c1, c0 = Akima1DInterpolator(x, y.T).c  # each (s - 1, k): a cubic in h = x - x_i on each interval
+    with np.errstate(divide="ignore", invalid="ignore"):
+        h = -c1 / (c2 + np.sqrt(c2**2 - 3 * c3 * c1))  # where the slope is 0 and rises
+    h = np.where((h > 0) & (h < np.diff(x)[:, None]), h, 0)
+    value = c0 + h * (c1 + h * (c2 + h * c3))
+    i, k = value.argmin(axis=0), np.arange(len(y))
+    return x[i] + h[i, k], value[i, k]
+
+
+def _splines_with_errors(runs: Runs, slices: list[_Slice], noise: float, seed: int) -> _Found:
+    """Find the Akima minima, with errors from draws of the noise: the scatter about parabolas, or loss_se if more."""
+    found = _splines(runs, slices, runs.loss[None])
+    order = np.concatenate([part.rows for part in slices])
+    sd = np.nan_to_num(np.fmax(runs.loss_se, noise))[order]
+    losses = np.empty((DRAWS, len(runs)))
+    losses[:, order] = runs.loss[order] + sd * np.random.default_rng(seed).standard_normal(losses.shape)
+    drawn = _splines(runs, slices, losses)
+    state, errors = found.state.copy(), np.full((3, *found.state.shape), np.nan)
+    for j, part in enumerate(slices):
+        sound = drawn.state[:, j] == OK
+        if state[0, j] == OK and 2 * sound.sum() <= DRAWS:
+            state[0, j] = LOST
+        if state[0, j] == OK:
+            x, log_d = np.log(part.sizes), part.mean(np.log(runs.tokens[part.rows]))
+            i = min(int(np.searchsorted(x, found.n[0, j], side="right")), len(x) - 1)
+            gap = x[i] - x[i - 1]
+            n_se = max(drawn.n[sound, j].std(), gap / 3)  # Porian et al. 2024 (min_std_factor in their code)
+            errors[:, 0, j] = n_se, abs(log_d[i] - log_d[i - 1]) / gap * n_se, drawn.loss[sound, j].std()
+    n_se, d_se, loss_se = errors
+    return replace(found, state=state, n_se=n_se, d_se=d_se, loss_se=loss_se)
+
+
+def _budget(runs: Runs, part: _Slice, found: _Found, window: int, j: int) -> Budget:
+    """Report on a budget of the first draw: its window, its minimum, or why it has none and what to add."""
+    budget = Budget(part.flops, _names(runs, part.rows))
+    state, least = found.state[0, j], int(found.least[0, j])
+    if state in (STATIC, SMALLEST, LARGEST):
+        return replace(budget, reason=_reason(part, found, j, part.sizes))
+    rows = part.rows[_near(part, least, window)] if isinstance(found, _Parabolas) else part.rows[part.starts]
+    budget = replace(budget, window=_names(runs, rows), reason=_reason(part, found, j, runs.params[rows]))
+    if isinstance(found, _Parabolas):
+        budget = replace(budget, centre=float(part.sizes[least]), curve=tuple(found.curve[0, j].tolist()))
+    if state != OK:
+        return budget
+    n, d, *rest = (
+        float(column[0, j]) for column in (found.n, found.d, found.loss, found.n_se, found.d_se, found.loss_se)
     )
-    return replace(budget, minimum=minimum)
+    return replace(budget, minimum=Minimum(math.exp(n), math.exp(d), *rest))
+
+
+def _names(runs: Runs, rows: Ints) -> tuple[str, ...]:
+    return tuple(runs.run[i] for i in rows)
+
+
+def _reason(part: _Slice, found: _Found, j: int, sizes: Floats) -> str:
+    """Say why this budget of the first draw has no minimum, and what to add; sizes are those that were fitted."""
+    state = found.state[0, j]
+    if state == OK:
+        return ""
+    smallest, largest = float(sizes[0]), float(sizes[-1])
+    smaller, larger = short(smallest / 2), short(largest * 2)
+    name = f"budget {part.flops:.3g}".replace("e+", "e")
+    if state == STATIC and np.log(part.spread) > BUDGET_SPREAD:
+        return (
+            f"{name}: its runs spread over {short(part.spread)}x in FLOPs; an isoFLOP budget needs runs of equal FLOPs"
+        )
+    if state == STATIC:
+        wanted = f"add {MIN_SIZES - len(sizes)}, as near {smaller} or {larger}"
+        return f"{name}: of {MIN_SIZES} sizes that a minimum needs it has {len(sizes)}; {wanted}"
+    if state == SMALLEST:
+        return f"{name}: the least loss is at the smallest size {short(smallest)}; add a size near {smaller}"
+    if state == LARGEST:
+        return f"{name}: the least loss is at the largest size {short(largest)}; add a size near {larger}"
+    if isinstance(found, _Parabolas) and state == FLAT:
+        bend, se = found.curve[0, j, 2], found.bend_se[0, j]
+        what = f"curvature {bend:.2g} is not clearly above 0 (standard error {se:.2g})"
+        return f"{name}: {what}; add sizes farther out, near {smaller} and {larger}"
+    if state == OUTSIDE:
+        params = math.exp(found.n[0, j])
+        where = smaller if params < smallest else larger
+        return f"{name}: the minimum {short(params)} lies outside the sizes; add one near {where}"
+    what = "in half or more of the draws of the noise the least loss is at the smallest or largest size"
+    return f"{name}: {what}; add sizes farther out, near {smaller} and {larger}"

@@ -1,6 +1,5 @@
 """The look of a report: one HTML page that needs nothing else, on paper or in the dark, wide or on a phone."""
 
-import base64
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -9,7 +8,7 @@ from html import escape
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from gptjax.laws.plot import STYLE, TWINS
+from gptjax.laws.style import STYLE, TWINS
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1f2328; --muted: #62686f; --rule: #d9dce0; --paper: #fff; --tint: #f5f6f7 }
@@ -24,9 +23,12 @@ main { max-width: 44rem; margin: 0 auto; padding: 3.5rem 1.1rem 5rem }
 h1 { font-size: 1.75rem; line-height: 1.2; font-weight: 600; margin: 0 0 1.2rem; text-wrap: balance }
 h2 { font-size: 1.2rem; font-weight: 600; margin: 3.2rem 0 .8rem }
 p { margin: .7rem 0 } ul { padding-left: 1.2rem } li { margin: .3rem 0 }
+.note { overflow-wrap: anywhere }
 .lead { font-size: 1.12rem } .muted { color: var(--muted) }
 figure { margin: 2.2rem 0 }
-figure img { display: block; width: 100%; height: auto }
+figure svg { display: block; width: 100%; height: auto } figure svg.narrow { display: none }
+figure svg * { stroke-linejoin: round; stroke-linecap: butt }
+@media (max-width: 34rem) { figure svg.wide { display: none } figure svg.narrow { display: block } }
 figcaption, .note, table, summary {
   font: .82rem/1.45 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
 figcaption { color: var(--muted); margin-top: .6rem } figcaption b { color: var(--ink) }
@@ -42,13 +44,14 @@ tbody tr + tr td { border-top: 1px solid var(--rule) }
 summary { cursor: pointer; color: var(--muted) }
 i { font-style: italic } sup { font-size: .75em; line-height: 0 }
 """
+TOKENS = {colour: f"--c{i}" for i, colour in enumerate(TWINS)}  # a figure's colours, which the page's scheme fills in
 
 
 def page(title: str, body: Sequence[str]) -> str:
     """Assemble the page; the parts are HTML, the title is text."""
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{CSS}</style>"
+        f"<title>{escape(title)}</title><style>{CSS}{_palette()}</style>"
     )
     return (
         f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n'
@@ -57,32 +60,57 @@ def page(title: str, body: Sequence[str]) -> str:
     )
 
 
+def _palette() -> str:
+    light = "; ".join(f"{token}: {colour}" for colour, token in TOKENS.items())
+    dark = "; ".join(f"{token}: {TWINS[colour]}" for colour, token in TOKENS.items())
+    return f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
+
+
 def picture(draw: Callable[[bool], Figure], number: int, title: str, caption: str) -> tuple[str, Figure]:
-    """Draw a figure for a wide and a narrow page, light and dark, and give its HTML and the wide drawing."""
-    wide, narrow = draw(False), draw(True)
-    drawings = {True: _svg(narrow), False: _svg(wide)}
-    sources = []
-    for small, width in ((True, "(max-width: 34rem) and "), (False, "")):
-        sources.append((f"{width}(prefers-color-scheme: dark)", _darken(drawings[small])))
-        if small:
-            sources.append(("(max-width: 34rem)", drawings[small]))
-    tags = "".join(f'<source media="{media}" srcset="{_embed(drawing)}">' for media, drawing in sources)
-    image = f'<img alt="{escape(title, quote=True)}" src="{_embed(drawings[False])}">'
+    """Draw a figure for a wide and for a narrow page and give its HTML, for either scheme, and the wide drawing."""
+    figures = {"wide": draw(False), "narrow": draw(True)}
+    drawings = "".join(_svg(figure, kind, f"f{number}{kind[0]}", title) for kind, figure in figures.items())
     words = f"<figcaption><b>Figure {number}. {escape(title)}.</b> {caption}</figcaption>"
-    return f"<figure><picture>{tags}{image}</picture>{words}</figure>", wide
+    return f"<figure>{drawings}{words}</figure>", figures["wide"]
 
 
-def _svg(figure: Figure) -> str:
-    """Draw a figure as SVG without a background."""
+def _svg(figure: Figure, kind: str, prefix: str, title: str) -> str:
+    """Draw a figure as SVG to stand in the page: no background, small, and its names its own."""
     with mpl.rc_context(STYLE):
         file = io.StringIO()
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    return file.getvalue()
+    text = file.getvalue()
+    view = re.search(r'viewBox="[^"]+"', text)
+    assert view is not None
+    text = text[text.index(">", view.end()) + 1 :]
+    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r"\s+", " ", text).replace("> <", "><").replace("xlink:href", "href")
+    text = re.sub(r"(?<=[\d\"]) ?([MLCQz]) ?(?=[-\d\"])", r"\1", text)
+    text = re.sub(r"scale\([^)]*\)|-?\d+\.\d{3,}", _rounded, text)
+    return f'<svg class="{kind}" role="img" aria-label="{escape(title)}" {view[0]}>{_named(_merged(text), prefix)}'
 
 
-def _darken(drawing: str) -> str:
-    """Give the SVG of the same figure for a dark page."""
-    return re.sub(r"#[0-9a-f]{6}\b", lambda colour: TWINS.get(colour[0], colour[0]), drawing)
+def _rounded(number: re.Match[str]) -> str:
+    return number[0] if number[0].startswith("scale") else f"{float(number[0]):.2f}".rstrip("0").rstrip(".")
+
+
+def _merged(text: str) -> str:
+    """Put points in one group that each stand in a group of their own under the same clip."""
+    again = r'(<g clip-path="[^"]+">)<use [^>]+/></g>(?:\1<use [^>]+/></g>)+'
+    return re.sub(again, lambda groups: f"{groups[1]}{''.join(re.findall('<use [^>]+/>', groups[0]))}</g>", text)
+
+
+def _named(text: str, prefix: str) -> str:
+    """Shorten the ids that are referred to, drop the others, and make classes of styles, in the page's colours."""
+    refers = r'(href="#|url\(#)([^")]+)'
+    used = {name: f"{prefix}{i}" for i, (_, name) in enumerate(dict.fromkeys(re.findall(refers, text)))}
+    text = re.sub(r' id="([^"]+)"', lambda found: f' id="{used[found[1]]}"' if found[1] in used else "", text)
+    text = re.sub(refers, lambda found: found[1] + used[found[2]], text)
+    styles: dict[str, str] = {}
+    text = re.sub(r'style="([^"]+)"', lambda s: f'class="{styles.setdefault(s[1], f"{prefix}s{len(styles)}")}"', text)
+    rules = "".join(f".{name}{{{style}}}" for style, name in styles.items())
+    rules = re.sub(r"#[0-9a-f]{6}\b", lambda c: f"var({TOKENS[c[0]]})" if c[0] in TOKENS else c[0], rules)
+    return f"<style>{rules}</style>{text}"
 
 
 def png(figure: Figure) -> bytes:
@@ -90,10 +118,6 @@ def png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=200, facecolor="white")
     return file.getvalue()
-
-
-def _embed(drawing: str) -> str:
-    return "data:image/svg+xml;base64," + base64.b64encode(drawing.encode()).decode()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], tall: bool = False) -> str:
@@ -116,3 +140,20 @@ def _number(value: float) -> str:
     if float(value).is_integer() and abs(value) < 1e10:
         return f"{int(value):,}".replace(",", "\u2009")
     return f"{value:.5g}".replace("e+", "e")
+
+
+def say_flops(value: float) -> str:
+    """Write FLOPs as 3.2 x 10^20 in HTML."""
+    mantissa, power = f"{value:.1e}".split("e+")
+    factor = f"{float(mantissa):g}"
+    return f"10<sup>{int(power)}</sup>" if factor == "1" else f"{factor} &times; 10<sup>{int(power)}</sup>"
+
+
+def say_interval(interval: list[float] | None, digits: int = 3) -> str:
+    """Write an interval as 0.48 to 0.55."""
+    return "interval unknown" if interval is None else f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
+
+
+def say_percent(share: float | None, digits: int = 0) -> str:
+    """Write a share in per cent."""
+    return "none" if share is None else f"{100 * share:.{digits}f} %"

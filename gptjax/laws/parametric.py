@@ -1,132 +1,202 @@
-"""Approach 3 of Hoffmann et al. 2022 (3.3 and D.2): L = E + A/N^alpha + B/D^beta by a robust fit of log loss."""
+"""Approach 3 of Hoffmann et al. 2022 (3.3 and D.2): a law of N and D by a robust fit of log loss, from many starts."""
 
 from dataclasses import dataclass
-from itertools import product
-from typing import Literal, get_args
 
 import numpy as np
 
 from gptjax.errors import BadInput
-from gptjax.laws.fit import Fit, Status
+from gptjax.laws.families import CHINCHILLA, AnyLaw, Family
+from gptjax.laws.fit import Choices, Estimator, Fit, Status
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.solver import solve
-from gptjax.laws.table import Floats, Runs
+from gptjax.laws.table import Floats, Runs, short
 
-Estimator = Literal["huber", "lad", "lsq-log"]
-
-# The 4500 starts of Hoffmann et al., D.2: log A, log B, log E, alpha, beta.
-STARTS = np.array([
-    (a, b, e, alpha, beta)
-    for alpha, beta, e, a, b in product(
-        np.linspace(0, 2, 5), np.linspace(0, 2, 5), np.linspace(-1, 1, 5), np.linspace(0, 25, 6), np.linspace(0, 25, 6)
-    )
-])  # fmt: skip
 MAX_EXPONENT = 2.0  # the largest start; a fit beyond it describes one or two rows
-BASINS = 20  # end points followed to a smaller delta, best first
+OUTSIDE = 4.0  # an optimum at a sampled budget farther outside the sampled sizes than this factor is no finding
+BASINS = 20  # end points that are followed farther, best first
+SAMPLE = 500  # rows on which all starts are tried when there are more
+FEW = slice(None, None, 23)  # of the starts, for the fits of tables of choices
 
 
 @dataclass(frozen=True, kw_only=True)
 class Parametric(Fit):
-    """The law; errors are log predicted - log measured, a row each; share_at_best is of the starts."""
+    """The law; errors are log predicted - log measured, a row each; share_at_best is of the starts.
 
-    law: ChinchillaLaw | None
+    `noise` is the standard deviation of one run's log loss about the law.
+    """
+
+    family: Family
+    law: AnyLaw | None
+    theta: Floats
     estimator: Estimator
     delta: float
     objective: float
     starts: int
     share_at_best: float
     errors: Floats
+    noise: float
 
 
 def parametric(
-    runs: Runs, estimator: Estimator = "huber", delta: float = 1e-3, weights: Floats | None = None
+    runs: Runs,
+    choices: Choices | None = None,
+    *,
+    family: Family = CHINCHILLA,
+    weights: Floats | None = None,
+    starts: Floats | None = None,
 ) -> Parametric:
-    """Fit the law from all 4500 published starts, each followed to its optimum, in float64.
+    """Fit a law from all its starts (for Chinchilla's the 4500 published), each followed to its optimum, in float64.
 
     Minimises the sum over rows of weight times Huber_delta(log predicted - log measured); "lad" is its limit for small
-    delta and reports sum |error|, "lsq-log" its limit for large delta. Degenerate, and then no basis for a forecast:
-    alpha or beta not in (0, 2], or E not below the least loss.
+    delta and reports sum |error|, "lsq-log" its limit for large delta, "lsq" the same of raw loss. Rows of weight 0 are
+    as if absent. Degenerate, and then no basis for a forecast: an exponent not in (0, 2], E not below the least loss,
+    or an optimum for a sampled budget that lies far outside the sampled sizes.
     """
-    if estimator not in get_args(Estimator):
-        raise BadInput(f"loss {estimator!r} is not known; use one of {', '.join(get_args(Estimator))}")
-    shortage = _shortage(runs)
+    choices = choices or Choices()
+    weights = _weights(runs, choices) if weights is None else weights
+    kept = runs.take(np.flatnonzero(weights > 0))
+    shortage = _shortage(kept, family)
     if shortage:
         return Parametric(
-            status="refused", reasons=(shortage,), used=(), dropped=(), params_law=None, tokens_law=None, law=None,
-            estimator=estimator, delta=delta, objective=np.nan, starts=0, share_at_best=np.nan, errors=np.zeros(0),
+            status="refused", reasons=(shortage,), used=(), dropped=(), params_law=None, tokens_law=None, family=family,
+            law=None, theta=np.full(len(family.coefficients), np.nan), estimator=choices.loss, delta=choices.delta,
+            objective=np.nan, starts=0, share_at_best=np.nan, errors=np.zeros(0), noise=np.nan,
         )  # fmt: skip
-    weights = np.ones(len(runs)) if weights is None else weights
-    first, *rest = _deltas(estimator, delta)
-    ends, values = _minimise(runs, STARTS, weights, first)
-    _, best_of, count = np.unique(np.round(np.log(values), 6), return_index=True, return_counts=True)
+    starts = family.starts if starts is None else starts
+    first, *rest = _deltas(choices)
+    if len(runs) > SAMPLE:
+        spaced = np.lexsort((runs.tokens, runs.params))[np.linspace(0, len(runs) - 1, SAMPLE).astype(int)]
+        ends, values = _minimise(runs.take(spaced), family, starts, weights[spaced], first, choices)
+    else:
+        ends, values = _minimise(runs, family, starts, weights, first, choices)
+    with np.errstate(divide="ignore"):  # of an exact fit
+        _, best_of, count = np.unique(np.round(np.log(values), 6), return_index=True, return_counts=True)
     thetas, values, count = ends[best_of[:BASINS]], values[best_of[:BASINS]], count[:BASINS]
-    for smaller in rest:
-        thetas, values = _minimise(runs, thetas, weights, smaller)
-    share = count[values <= values.min() * (1 + 1e-6)].sum() / len(STARTS)
-    law = as_law(thetas[values.argmin()])
-    errors = np.log(law.loss(runs.params, runs.tokens) / runs.loss)
-    reasons, status = _judge(law, runs)
+    for delta in [first, *rest] if len(runs) > SAMPLE else rest:
+        thetas, values = _minimise(runs, family, thetas, weights, delta, choices)
+    share = count[values <= values.min() * (1 + 1e-6)].sum() / len(starts)
+    theta = thetas[values.argmin()]
+    law = family.law(theta)
+    errors = _errors(law, family, runs)
+    reasons, status = judge(law, kept)
+    optima = isinstance(law, ChinchillaLaw) and min(law.alpha, law.beta) > 0
     return Parametric(
         status=status,
         reasons=reasons,
-        used=runs.run,
+        used=kept.run,
         dropped=(),
-        params_law=law.params_law if min(law.alpha, law.beta) > 0 else None,
-        tokens_law=law.tokens_law if min(law.alpha, law.beta) > 0 else None,
+        params_law=law.params_law if optima and isinstance(law, ChinchillaLaw) else None,
+        tokens_law=law.tokens_law if optima and isinstance(law, ChinchillaLaw) else None,
+        family=family,
         law=law,
-        estimator=estimator,
-        delta=delta,
-        objective=float(weights @ np.abs(errors)) if estimator == "lad" else float(values.min()),
-        starts=len(STARTS),
+        theta=theta,
+        estimator=choices.loss,
+        delta=choices.delta,
+        objective=float(weights @ np.abs(errors)) if choices.loss == "lad" else float(values.min()),
+        starts=len(starts),
         share_at_best=float(share),
         errors=errors,
+        noise=float(np.sqrt(np.sum(errors[weights > 0] ** 2) / max(1, len(kept) - len(theta)))),
     )
 
 
-def refit(runs: Runs, law: ChinchillaLaw, weights: Floats, estimator: Estimator, delta: float) -> Floats:
-    """Fit again under each row of weights (k, rows), starting at a law; gives theta (k, 5)."""
-    thetas = np.tile([np.log(law.A), np.log(law.B), np.log(law.E), law.alpha, law.beta], (len(weights), 1))
-    for smaller in _deltas(estimator, delta):
-        thetas, _ = _minimise(runs, thetas, weights, smaller)
-    return thetas
+def refit(
+    runs: Runs,
+    fit: Parametric,
+    choices: Choices,
+    *,
+    weights: Floats | None = None,
+    losses: Floats | None = None,
+    starts: Floats | None = None,
+    free: Floats | None = None,
+) -> tuple[Floats, Floats]:
+    """Fit again under each row of weights or of losses (k, rows), starting at the fit; gives theta (k, ...) and values.
+
+    `starts` (k, ...) replace the fit's theta, and a coefficient whose `free` is 0 keeps its start.
+    """
+    base = _weights(runs, choices)
+    weights = base if weights is None else base * weights
+    losses = runs.loss if losses is None else losses
+    problems = max(len(table) for table in (weights, losses, starts) if table is not None and np.ndim(table) == 2)
+    thetas = np.tile(fit.theta, (problems, 1)) if starts is None else starts
+    values = np.zeros(problems)
+    for delta in _deltas(choices):
+        thetas, values = _minimise(runs, fit.family, thetas, weights, delta, choices, losses, free)
+    return thetas, values
 
 
-def as_law(theta: Floats) -> ChinchillaLaw:
-    """Read (log A, log B, log E, alpha, beta) as a law."""
-    a, b, e, alpha, beta = map(float, theta)
-    return ChinchillaLaw(float(np.exp(a)), float(np.exp(b)), float(np.exp(e)), alpha, beta)
-
-
-def _deltas(estimator: Estimator, delta: float) -> list[float]:
-    """Give the deltas to pass through: the last is the wanted one, and each is a good start for the next."""
-    if estimator == "lad":
-        return [1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8]
-    return [1e3] if estimator == "lsq-log" else [delta]
-
-
-def _minimise(runs: Runs, starts: Floats, weights: Floats, delta: float) -> tuple[Floats, Floats]:
-    rows = np.log([runs.params, runs.tokens, runs.loss])
-    return solve(starts, rows, np.broadcast_to(weights, (len(starts), len(runs))), delta)
-
-
-def _shortage(runs: Runs) -> str:
-    if len(runs) < 6:
-        return f"{len(runs)} rows cannot determine 5 coefficients; run at least 6"
-    for name, values in (("sizes", runs.params), ("token counts", runs.tokens)):
-        if len(np.unique(values)) < 3:
-            return f"{len(np.unique(values))} {name} cannot determine a power law with a floor; run at least 3"
-    return ""
-
-
-def _judge(law: ChinchillaLaw, runs: Runs) -> tuple[tuple[str, ...], Status]:
-    faults = [
-        f"{name} = {value:.3g} is outside (0, {MAX_EXPONENT:g}]; widen the range of {what} or drop unfinished runs"
-        for name, value, what in (("alpha", law.alpha, "sizes"), ("beta", law.beta, "tokens"))
-        if not 0 < value <= MAX_EXPONENT
-    ]
-    if law.E > runs.loss.min():
-        faults.append(f"E = {law.E:.4g} is above the least loss {runs.loss.min():.4g}; add larger budgets")
-    notes = []
-    if law.E < 0.01 * runs.loss.min():
-        notes.append(f"E = {law.E:.2g} is near 0: these budgets do not determine the floor, and E is no entropy")
+def judge(law: AnyLaw, runs: Runs) -> tuple[tuple[str, ...], Status]:
+    """Say what makes a law degenerate over the rows it was fitted to, and what else to know of it."""
+    faults, notes = [], []
+    exponents = {"alpha": "sizes", "beta": "tokens", "exponent": "the sweep", "alpha_N": "sizes", "alpha_D": "tokens"}
+    for name, what in exponents.items():
+        value = getattr(law, name, 1.0)
+        if not 0 < value <= MAX_EXPONENT:
+            remedy = f"widen the range of {what} or drop unfinished runs"
+            faults.append(f"{name} = {value:.3g} is outside (0, {MAX_EXPONENT:g}]; {remedy}")
+    floor = getattr(law, "E", None)
+    if floor is not None and floor > runs.loss.min():
+        faults.append(f"E = {floor:.4g} is above the least loss {runs.loss.min():.4g}; add larger budgets")
+    if isinstance(law, ChinchillaLaw) and not faults:
+        for c, side in ((runs.flops.min(), "smallest"), (runs.flops.max(), "largest")):
+            best = float(law.params_law(c))
+            if not runs.params.min() / OUTSIDE <= best <= runs.params.max() * OUTSIDE:
+                sizes = f"{short(runs.params.min())} to {short(runs.params.max())}"
+                faults.append(
+                    f"the optimum {short(best)} at the {side} budget lies more than {OUTSIDE:g}x outside the sizes "
+                    f"{sizes}; add sizes near it"
+                )
+        if law.E < 0.01 * runs.loss.min():
+            notes.append(f"E = {law.E:.2g} is near 0: these budgets do not determine the floor, and E is no entropy")
     return tuple(faults + notes), "degenerate" if faults else "ok"
+
+
+def columns(runs: Runs, family: Family) -> Floats:
+    """Give the variables of a family as logs, (variables, rows)."""
+    return np.log([getattr(runs, name) for name in family.variables])
+
+
+def _errors(law: AnyLaw, family: Family, runs: Runs) -> Floats:
+    with np.errstate(invalid="ignore"):  # inf x 0 of a term too steep to be a number
+        return np.log(law.loss(*(getattr(runs, name) for name in family.variables)) / runs.loss)
+
+
+def _weights(runs: Runs, choices: Choices) -> Floats:
+    if choices.weights == "equal":
+        return np.ones(len(runs))
+    if np.isnan(runs.loss_se).any():
+        raise BadInput("weights by noise need loss_se on every row; add the column or use --weights equal")
+    weights = (runs.loss / runs.loss_se) ** 2
+    return weights / weights.mean()
+
+
+def _deltas(choices: Choices) -> list[float]:
+    """Give the deltas to pass through: the last is the wanted one, and each is a good start for the next."""
+    if choices.loss == "lad":
+        return [1e-3, 1e-4, 1e-5, 1e-6, 1e-7, 1e-8]
+    return [choices.delta] if choices.loss == "huber" else [1e3]
+
+
+def _minimise(
+    runs: Runs,
+    family: Family,
+    starts: Floats,
+    weights: Floats,
+    delta: float,
+    choices: Choices,
+    losses: Floats | None = None,
+    free: Floats | None = None,
+) -> tuple[Floats, Floats]:
+    losses = runs.loss if losses is None else losses
+    return solve(family, starts, columns(runs, family), losses, weights, delta, raw=choices.loss == "lsq", free=free)
+
+
+def _shortage(runs: Runs, family: Family) -> str:
+    unknown = len(family.coefficients)
+    if len(runs) < unknown + 1:
+        return f"{len(runs)} rows cannot determine {unknown} coefficients; run at least {unknown + 1}"
+    for name, what in (("params", "sizes"), ("tokens", "token counts"), ("flops", "budgets")):
+        if name in family.variables and len(np.unique(getattr(runs, name))) < 3:
+            found = len(np.unique(getattr(runs, name)))
+            return f"{found} {what} cannot determine a power law with a floor; run at least 3"
+    return ""

@@ -1,135 +1,47 @@
-"""Draw the figures of a scaling law: each function takes the rows and fit_all's object and returns a Figure.
+"""Draw what a scaling law is: each function takes the rows and fit_all's object and returns a Figure.
 
-Colours come from a small palette with a dark twin for each, so that one drawing serves a light and a dark page.
+How sure one can be of it is drawn in `plot_doubt`; colours, with a dark twin for each, stand in `style`.
 """
 
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, LogNorm, to_hex
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from scipy.interpolate import Akima1DInterpolator
 
+from gptjax.laws.envelope import LATE
 from gptjax.laws.forms import BESIROGLU_2024, HOFFMANN_2022, ChinchillaLaw
+from gptjax.laws.style import (
+    BY_BUDGET,
+    BY_SIZE,
+    ENVELOPE,
+    FAINT,
+    HELD_OUT,
+    INK,
+    ISOFLOP,
+    LOOKS,
+    MINIMUM,
+    MUTED,
+    NARROW,
+    PALE,
+    PAPER,
+    STAR,
+    WIDE,
+    Json,
+    add_size_bar,
+    draw_dots,
+    label_counts,
+    label_losses,
+    look,
+    make_panels,
+    styled,
+    warn,
+)  # fmt: skip
 from gptjax.laws.table import Curve, Floats, Runs, short
 
-Json = dict[str, Any]
-WIDE, NARROW = 7.2, 3.7  # inches: the page's column, and a phone's
-
-INK, MUTED, FAINT, PAPER = "#1f2328", "#6a7077", "#dfe2e6", "#ffffff"
-ISOFLOP, ENVELOPE, PARAMETRIC, HELD_OUT = "#1767b5", "#c25a0a", "#177a56", "#b5123f"
-TWINS = dict(
-    zip(
-        (INK, MUTED, FAINT, PAPER, ISOFLOP, ENVELOPE, PARAMETRIC, HELD_OUT),
-        ("#e7e9ec", "#9ba1a8", "#353a40", "#14161a", "#6db3ff", "#ffa066", "#5fd1a5", "#ff6f91"),
-        strict=True,
-    )
-)
-
-
-def _colours(name: str, light: tuple[float, float], dark: tuple[float, float]) -> ListedColormap:
-    """Cut a colormap to the part that shows on paper, and enter its twin on a dark page."""
-    cmap = mpl.colormaps[name]
-    pages = [[to_hex(cmap(x)) for x in np.linspace(*ends, 48)] for ends in (light, dark)]
-    TWINS.update(zip(*pages, strict=True))
-    return ListedColormap(pages[0])
-
-
-BY_SIZE = _colours("viridis", (0.0, 0.88), (0.25, 1.0))
-BY_BUDGET = _colours("plasma", (0.02, 0.78), (0.42, 0.97))
-
-STYLE: Any = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8.5,
-    "axes.labelsize": 8.5,
-    "axes.titlesize": 8.5,
-    "xtick.labelsize": 7.5,
-    "ytick.labelsize": 7.5,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "legend.handlelength": 1.6,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.titlelocation": "left",
-    "grid.color": FAINT,
-    "grid.linewidth": 0.6,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "svg.fonttype": "path",
-    "svg.hashsalt": "gptjax",
-    "figure.constrained_layout.use": True,
-}
-LOOKS = {  # the widest first, so that lines that agree all show
-    "isoflop": (ISOFLOP, 3.0, "isoFLOP"),
-    "envelope": (ENVELOPE, 1.4, "envelope"),
-    "parametric": (PARAMETRIC, 1.4, "parametric"),
-}
-MINIMUM: Any = {
-    "fmt": "D",
-    "markersize": 5,
-    "markeredgecolor": INK,
-    "markeredgewidth": 0.8,
-    "elinewidth": 1.2,
-    "zorder": 5,
-}
-STAR: Any = {"markersize": 12, "color": HELD_OUT, "markeredgecolor": PAPER, "markeredgewidth": 0.6}
-styled = mpl.rc_context(STYLE)
-
-
-def _panels(count: int, narrow: bool, height: float, share_y: bool = False) -> tuple[Figure, list[Axes]]:
-    """Make panels side by side, or one above another on a narrow page."""
-    shape = (count, 1) if narrow else (1, count)
-    figure = Figure(figsize=(NARROW, 2.75 * count) if narrow else (WIDE, height))
-    return figure, list(figure.subplots(*shape, squeeze=False, sharey=share_y).flat)
-
-
-def _counts(axis: Any, low: float, high: float) -> None:
-    """Label a logarithmic axis of sizes or tokens as 20k, 50k, 100k, sparser over a longer range."""
-    decades = np.log10(high / low)
-    axis.set_major_locator(
-        LogLocator(subs=(1, 2, 5) if decades < 1.7 else (1, 3) if decades < 3.2 else (1,), numticks=12)
-    )
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-
-
-def _losses(axes: Axes) -> None:
-    """Label a logarithmic axis of losses with plain numbers."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(MaxNLocator(6))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.set_ylabel("loss (nats per token)")
-
-
-def _size_bar(figure: Figure, axes: list[Axes], runs: Runs) -> LogNorm:
-    """Draw the colour bar of sizes and give its norm."""
-    norm = LogNorm(runs.params.min(), runs.params.max())
-    bar = figure.colorbar(ScalarMappable(norm, BY_SIZE), ax=axes, pad=0.015, aspect=28, fraction=0.05)
-    _counts(bar.ax.yaxis, runs.params.min(), runs.params.max())
-    bar.set_label("parameters N")
-    bar.outline.set_visible(False)
-    assert bar.solids is not None
-    bar.solids.set_edgecolor("face")  # else the page shows through the seams
-    return norm
-
-
-def _dots(axes: Axes, x: Floats, y: Floats, runs: Runs, norm: LogNorm) -> None:
-    """Draw the rows as points coloured by size."""
-    axes.scatter(x, y, c=runs.params, cmap=BY_SIZE, norm=norm, s=20, edgecolors=PAPER, linewidths=0.5, zorder=3)
+__all__ = ["NARROW", "WIDE"]  # of train/coord_check
+PUBLISHED = ((HOFFMANN_2022, "Hoffmann et al. 2022", ":"), (BESIROGLU_2024, "Besiroglu et al. 2024", "--"))
 
 
 def _spread(budget: Json, name: str) -> Floats:
@@ -138,9 +50,9 @@ def _spread(budget: Json, name: str) -> Floats:
     return budget[name] * np.array([[1 - 1 / factor], [factor - 1]])
 
 
-def _thin(curve: Curve, points: int = 160) -> tuple[Floats, Floats, Floats]:
-    """Average a training curve in bins of equal log tokens: tokens, FLOPs, loss."""
-    edges = np.geomspace(curve.tokens.min(), curve.tokens.max(), points)
+def _thin(curve: Curve, of: int) -> tuple[Floats, Floats, Floats]:
+    """Average a training curve in bins of equal log tokens, fewer where it is one of many: tokens, FLOPs, loss."""
+    edges = np.geomspace(curve.tokens.min(), curve.tokens.max(), int(np.clip(4000 / of, 24, 160)))
     where = np.digitize(curve.tokens, edges)
     count = np.bincount(where)
     means = [
@@ -160,56 +72,62 @@ def _law(law: Json) -> ChinchillaLaw | None:
 @styled
 def loss_against_compute(runs: Runs, law: Json, curves: list[Curve], narrow: bool = False) -> Figure:
     """Draw every run and its training curve in the plane of compute and loss, with the frontier."""
-    figure, (axes,) = _panels(1, narrow, 4.0)
-    norm = _size_bar(figure, [axes], runs)
+    figure, (axes,) = make_panels(1, narrow, 4.0)
+    norm = add_size_bar(figure, [axes], runs)
     for curve in curves:
-        _, flops, loss = _thin(curve)
+        _, flops, loss = _thin(curve, len(curves))
         axes.plot(flops, loss, color=BY_SIZE(norm(curve.params)), linewidth=0.6, alpha=0.55)
-    _dots(axes, runs.flops, runs.loss, runs, norm)
-    fitted = _law(law)
+    draw_dots(axes, runs.flops, runs.loss, runs, norm)
+    fitted, found = _law(law), law["approaches"]
     if fitted:
         c = np.geomspace(runs.flops.min() / 1.5, runs.flops.max() * 4, 80)
         best = fitted.loss(fitted.params_law(c), fitted.tokens_law(c))
-        axes.plot(
-            c, best, color=INK, linewidth=1.2, linestyle=(0, (4, 2)), label="parametric law at its optimum", zorder=4
-        )
-    frontier = law["approaches"]["envelope"]["frontier"]
+        sound = found["parametric"]["status"] == "ok"
+        label = "parametric law at its optimum" + ("" if sound else f" ({found['parametric']['status']})")
+        dashes: Json = {"color": INK, "linestyle": (0, (4, 2))} if sound else {"color": MUTED, **PALE}
+        axes.plot(c, best, linewidth=1.2, label=label, zorder=4, **dashes)
+    frontier = found["envelope"]["frontier"]
     if frontier["C"]:
-        axes.plot(
-            frontier["C"], frontier["loss"], color=ENVELOPE, linewidth=1.4, label="envelope of the runs", zorder=4
-        )
+        kind = "training curves" if found["envelope"]["method"] == "training curves" else "runs"
+        label = f"envelope of the {kind}" + ("" if found["envelope"]["status"] == "ok" else ": no law")
+        early = np.array(found["envelope"]["run_share"]) < LATE
+        least = np.array(frontier["loss"])
+        line: Json = {"color": ENVELOPE, "linewidth": 1.4, "zorder": 4}
+        axes.plot(frontier["C"], np.where(early, np.nan, least), label=label, **line)
+        if early.any():
+            axes.plot(frontier["C"], least, label="before the last 15 % of a run", **{**line, **PALE})
     axes.set_xscale("log")
-    _losses(axes)
+    label_losses(axes)
     axes.set_xlabel("training FLOPs C")
     axes.set_xlim(runs.flops.min() / 6, runs.flops.max() * 4)
     axes.set_ylim(runs.loss.min() * 0.94, runs.loss.max() * 1.12)
     if fitted or frontier["C"]:
-        figure.legend(loc="outside lower center", ncols=2)
+        figure.legend(loc="outside lower center", ncols=1 if narrow else 3)
     return figure
 
 
 @styled
 def training_curves(runs: Runs, curves: list[Curve], narrow: bool = False) -> Figure:
     """Draw training loss against tokens seen, a line a run, coloured by size."""
-    figure, (axes,) = _panels(1, narrow, 3.6)
-    norm = _size_bar(figure, [axes], runs)
+    figure, (axes,) = make_panels(1, narrow, 3.6)
+    norm = add_size_bar(figure, [axes], runs)
     for curve in sorted(curves, key=lambda curve: curve.params):
-        tokens, _, loss = _thin(curve)
+        tokens, _, loss = _thin(curve, len(curves))
         axes.plot(tokens, loss, color=BY_SIZE(norm(curve.params)), linewidth=0.9)
     axes.set_xscale("log")
-    _losses(axes)
+    label_losses(axes)
     last = max(curve.tokens.max() for curve in curves)
     axes.set_xlim(runs.tokens.min() / 20, last * 1.2)
     axes.set_ylim(runs.loss.min() * 0.95, runs.loss.max() * 1.5)
-    _counts(axes.xaxis, runs.tokens.min() / 20, last)
+    label_counts(axes.xaxis, runs.tokens.min() / 20, last)
     axes.set_xlabel("tokens seen D")
     return figure
 
 
 @styled
 def isoflop_parabolas(runs: Runs, law: Json, narrow: bool = False) -> Figure:
-    """Draw loss against size at each budget, its parabola, and the minimum with its standard error."""
-    figure, (axes,) = _panels(1, narrow, 3.9)
+    """Draw loss against size at each budget, its parabola or Akima spline, and the minimum with its standard error."""
+    figure, (axes,) = make_panels(1, narrow, 3.9)
     budgets = law["approaches"]["isoflop"]["budgets"]
     place = {name: i for i, name in enumerate(runs.run)}
     norm = LogNorm(budgets[0]["C"], budgets[-1]["C"] * (1 + 1e-9))
@@ -223,47 +141,50 @@ def isoflop_parabolas(runs: Runs, law: Json, narrow: bool = False) -> Figure:
         )
         axes.plot(runs.params[beyond], runs.loss[beyond], "o", markersize=4, color=colour, markerfacecolor="none")
         right = max((*inside, *beyond), key=lambda i: runs.params[i])
-        text = f"{budget['C']:.2g}".replace("e+", "e")
+        text = f"{budget['C']:.2g}".replace("e+", "e") + ("" if budget["N"] else " refused")
         end = (runs.params[right], runs.loss[right])
         axes.annotate(text, end, (5, 0), textcoords="offset points", color=colour, fontsize=7.5, va="center")
-        if budget["curve"]:
-            n = np.geomspace(runs.params[inside].min(), runs.params[inside].max(), 60)
-            axes.plot(
-                n,
-                np.polynomial.polynomial.polyval(np.log(n / budget["centre"]), budget["curve"]),
-                color=colour,
-                linewidth=1,
-            )
+        if inside:
+            n = np.geomspace(runs.params[inside].min(), runs.params[inside].max(), 80)
+            axes.plot(n, _slice(runs, budget, inside, n), color=colour, **({"linewidth": 1} if budget["N"] else PALE))
         if budget["N"]:
             axes.errorbar(budget["N"], budget["loss"], xerr=_spread(budget, "N"), color=colour, **MINIMUM)
     axes.set_xscale("log")
-    _losses(axes)
-    _counts(axes.xaxis, runs.params.min(), runs.params.max())
+    label_losses(axes)
+    label_counts(axes.xaxis, runs.params.min(), runs.params.max())
     axes.set_xlim(runs.params.min() / 1.3, runs.params.max() * (2.2 if narrow else 1.7))
     axes.set_xlabel("parameters N")
     return figure
 
 
+def _slice(runs: Runs, budget: Json, inside: list[int], params: Floats) -> Floats:
+    """Give what was fitted through a budget: its parabola, or the Akima spline of log loss through its window."""
+    if budget["curve"]:
+        return np.polynomial.polynomial.polyval(np.log(params / budget["centre"]), budget["curve"])
+    inside = sorted(inside, key=lambda i: runs.params[i])
+    spline = Akima1DInterpolator(np.log(runs.params[inside]), np.log(runs.loss[inside]))
+    return np.exp(spline(np.log(params).clip(*spline.x[[0, -1]])))
+
+
 @styled
 def optimum_against_compute(runs: Runs, law: Json, prediction: Json | None, narrow: bool = False) -> Figure:
     """Draw N* and D* against compute by each approach, with 95 % bands, beside the published laws."""
-    figure, panels = _panels(2, narrow, 4.0)
+    figure, panels = make_panels(2, narrow, 4.0)
     for axes, name in zip(panels, "ND", strict=True):
-        for approach, (colour, width, label) in LOOKS.items():
+        for approach in LOOKS:
             fit = law["approaches"][approach]
-            if not fit["band"]:
-                continue
-            label += "" if fit["status"] == "ok" else f" ({fit['status']})"
-            axes.plot(fit["band"]["C"], fit["band"][name], color=colour, linewidth=width, label=label)
-            if fit["band"][f"{name}_interval"]:
-                low, high = np.transpose(fit["band"][f"{name}_interval"])
-                axes.fill_between(fit["band"]["C"], low, high, color=colour, alpha=0.16, linewidth=0)
+            line = look(approach, fit)
+            band = fit["band"] or {"C": [], name: [], f"{name}_interval": None}
+            axes.plot(band["C"], band[name], **line)
+            if band[f"{name}_interval"]:
+                low, high = np.transpose(band[f"{name}_interval"])
+                alpha = 0.16 if fit["status"] == "ok" else 0.07
+                axes.fill_between(band["C"], low, high, color=line["color"], alpha=alpha, linewidth=0)
         for budget in law["approaches"]["isoflop"]["budgets"]:
             if budget[name]:
                 axes.errorbar(budget["C"], budget[name], yerr=_spread(budget, name), color=ISOFLOP, **MINIMUM)
         c = np.geomspace(runs.flops.min(), 10 * runs.flops.max(), 2)
-        published = ((HOFFMANN_2022, "Hoffmann et al. 2022", ":"), (BESIROGLU_2024, "Besiroglu et al. 2024", "--"))
-        for form, label, dashes in published:
+        for form, label, dashes in PUBLISHED:
             best = form.params_law(c) if name == "N" else form.tokens_law(c)
             axes.plot(c, best, color=MUTED, linewidth=1, linestyle=dashes, label=label, zorder=1)
         if prediction:
@@ -271,7 +192,7 @@ def optimum_against_compute(runs: Runs, law: Json, prediction: Json | None, narr
             axes.plot(prediction["flops"], held_out, "*", label="held-out run", zorder=6, **STAR)
         axes.set_xscale("log")
         axes.set_yscale("log")
-        _counts(axes.yaxis, *axes.get_ylim())
+        label_counts(axes.yaxis, *axes.get_ylim())
         axes.set_xlabel("training FLOPs C")
         axes.set_ylabel(f"compute-optimal {'parameters N*' if name == 'N' else 'tokens D*'}")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2 if narrow else 3)
@@ -283,21 +204,23 @@ def loss_contours(runs: Runs, law: Json, narrow: bool = False) -> Figure:
     """Draw the parametric loss in the plane of compute and size, the efficient frontier and the runs."""
     fitted = _law(law)
     assert fitted is not None
-    figure, (axes,) = _panels(1, narrow, 3.9)
-    norm = _size_bar(figure, [axes], runs)
+    figure, (axes,) = make_panels(1, narrow, 3.9)
+    norm = add_size_bar(figure, [axes], runs)
     c = np.geomspace(runs.flops.min() / 2, runs.flops.max() * 6, 120)
     n = np.geomspace(runs.params.min() / 1.8, runs.params.max() * 1.8, 120)
     loss = fitted.loss(n[:, None], c / (6 * n[:, None]))
     levels = np.linspace(float(fitted.optimum(flops=float(c[-1])).loss), runs.loss.max() * 1.1, 15)
     lines = axes.contour(c, n, loss, levels, colors=MUTED, linewidths=0.7, alpha=0.8)
     axes.clabel(lines, list(levels[::2]), fmt="%.2f", fontsize=6.5, colors=MUTED)
-    axes.plot(c, fitted.params_law(c), color=PARAMETRIC, linewidth=1.5, label="efficient frontier")
-    _dots(axes, runs.flops, runs.params, runs, norm)
+    fit = law["approaches"]["parametric"]
+    axes.plot(c, fitted.params_law(c), **{**look("parametric", fit), "label": "efficient frontier"})
+    warn(axes, fit)
+    draw_dots(axes, runs.flops, runs.params, runs, norm)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_ylim(n[0], n[-1])
     axes.grid(False)
-    _counts(axes.yaxis, n[0], n[-1])
+    label_counts(axes.yaxis, n[0], n[-1])
     axes.set_xlabel("training FLOPs C = 6ND")
     axes.set_ylabel("parameters N")
     axes.legend(loc="upper left", frameon=True, facecolor=PAPER, edgecolor="none", framealpha=0.9)
@@ -307,21 +230,22 @@ def loss_contours(runs: Runs, law: Json, narrow: bool = False) -> Figure:
 @styled
 def residuals(runs: Runs, law: Json, narrow: bool = False) -> Figure:
     """Draw measured over predicted loss of the parametric fit, in per cent, against N, D and C."""
-    figure, panels = _panels(3, narrow, 2.7, share_y=True)
-    norm = _size_bar(figure, panels, runs)
+    figure, panels = make_panels(3, narrow, 2.7, share_y=True)
+    norm = add_size_bar(figure, panels, runs)
     off = -100 * np.array(law["approaches"]["parametric"]["errors"])
     for axes, values, label in zip(
         panels, (runs.params, runs.tokens, runs.flops), ("parameters N", "tokens D", "training FLOPs C"), strict=True
     ):
         axes.axhspan(-2 * off.std(), 2 * off.std(), color=FAINT, alpha=0.5, linewidth=0, zorder=0)
         axes.axhline(0, color=MUTED, linewidth=0.8)
-        _dots(axes, values, off, runs, norm)
+        draw_dots(axes, values, off, runs, norm)
         axes.set_xscale("log")
         if values is not runs.flops:
-            _counts(axes.xaxis, 1, 1e3)
+            label_counts(axes.xaxis, 1, (values.max() / values.min()) ** (1.0 if narrow else 1.5))  # sparse
         axes.set_xlabel(label)
     for axes in panels if narrow else panels[:1]:
         axes.set_ylabel("measured above predicted (%)")
+    warn(panels[0], law["approaches"]["parametric"])
     return figure
 
 
@@ -330,14 +254,16 @@ def prediction_against_outcome(
     runs: Runs, law: Json, prediction: Json, score: Json | None, narrow: bool = False
 ) -> Figure:
     """Draw the held-out run beside the runs behind the law: measured over predicted loss against compute."""
-    figure, (axes,) = _panels(1, narrow, 3.2)
-    norm = _size_bar(figure, [axes], runs)
+    figure, (axes,) = make_panels(1, narrow, 3.2)
+    norm = add_size_bar(figure, [axes], runs)
     off = -100 * np.array(law["approaches"]["parametric"]["errors"])
     axes.axhline(0, color=MUTED, linewidth=0.8)
-    _dots(axes, runs.flops, off, runs, norm)
-    low, high = (100 * (bound / prediction["loss"] - 1) for bound in prediction["loss_interval"])
-    axes.errorbar(prediction["flops"], 0, [[-low], [high]], fmt="_", color=HELD_OUT, capsize=4, elinewidth=1.5,
-                  label="predicted, 95 % interval")  # fmt: skip
+    draw_dots(axes, runs.flops, off, runs, norm)
+    ends = prediction["loss_interval"] or [prediction["loss"]] * 2
+    low, high = (100 * (end / prediction["loss"] - 1) for end in ends)
+    label = "predicted, 95 % interval" if prediction["loss_interval"] else "predicted, no interval"
+    bar: Json = {"fmt": "_", "color": HELD_OUT, "capsize": 4, "elinewidth": 1.5}
+    axes.errorbar(prediction["flops"], 0, [[-low], [high]], label=label, **bar)
     if score:
         measured = 100 * (score["measured"] / prediction["loss"] - 1)
         axes.plot(prediction["flops"], measured, "*", label="measured", zorder=6, **STAR)
@@ -346,4 +272,45 @@ def prediction_against_outcome(
     axes.set_xlabel("training FLOPs C")
     axes.set_ylabel("measured above predicted (%)")
     axes.legend(loc="upper left")
+    warn(axes, law["approaches"]["parametric"])
+    return figure
+
+
+@styled
+def loss_against_rate(hyper: Json, narrow: bool = False) -> Figure:
+    """Draw loss against learning rate, a line for each (N, D), and the best rate or where the tried ones end."""
+    figure, (axes,) = make_panels(1, narrow, 3.9)
+    cells = hyper["lr"]["cells"]
+    sizes = [cell["params"] for cell in cells]
+    norm = LogNorm(min(sizes), max(sizes) * (1 + 1e-9))
+    for cell in cells:
+        colour = BY_SIZE(norm(cell["params"]))
+        points = [point for point in cell["points"] if point["loss"] is not None]  # else it diverged
+        x, loss, noise = (np.array([point[key] or 0.0 for point in points]) for key in ("x", "loss", "loss_se"))
+        inside = np.array([point["inside"] for point in points])
+        dots: Any = {"fmt": "o", "markersize": 4, "elinewidth": 0.8, "color": colour}
+        axes.errorbar(x[inside], loss[inside], noise[inside], **dots)
+        axes.plot(x[~inside], loss[~inside], "o", markersize=4, color=colour, markerfacecolor="none")
+        if cell["curve"]:
+            rate = np.geomspace(x[inside].min(), x[inside].max(), 60)
+            height = np.polynomial.polynomial.polyval(np.log(rate / cell["centre"]), cell["curve"])
+            axes.plot(rate, height, color=colour, linewidth=1)
+        else:
+            axes.plot(x, loss, color=colour, linewidth=0.8, linestyle=(0, (4, 2)))
+        if cell["optimum"]:
+            spread = _spread({"lr": cell["optimum"], "lr_log_se": cell["log_se"] or 0.0}, "lr")
+            axes.errorbar(cell["optimum"], cell["loss"], xerr=spread, color=colour, **MINIMUM)
+        else:
+            axes.plot(x[np.argmin(loss)], loss.min(), "D", markersize=6, color=colour, markerfacecolor="none")
+        text = short(cell["params"]) + (f", D {short(cell['tokens'])}" if sizes.count(cell["params"]) > 1 else "")
+        offset: Any = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(text, (x[-1], loss[-1]), color=colour, fontsize=7.5, **offset)
+    axes.set_xscale("log")
+    label_losses(axes)
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high * (high / low) ** (0.25 if narrow else 0.12))  # room for the names
+    label_counts(axes.xaxis, low, high)
+    least = [min(point["loss"] for point in cell["points"] if point["loss"] is not None) for cell in cells]
+    axes.set_ylim(min(least) * 0.985, min(axes.get_ylim()[1], 1.2 * max(least)))  # a run that blew up is cut off
+    axes.set_xlabel("peak learning rate")
     return figure

@@ -1,7 +1,10 @@
-"""Predict a run, write the prediction down before it is trained, and score it afterwards."""
+"""Predict runs from a law alone, write a prediction down before its run is trained, and score it afterwards."""
 
 import hashlib
 import json
+import math
+import re
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,61 +13,245 @@ import numpy as np
 
 from gptjax.errors import BadInput
 from gptjax.files import plain, read_json, write_json
-from gptjax.laws.forms import ChinchillaLaw, PowerLaw
-from gptjax.laws.table import Runs
-from gptjax.laws.uncertainty import bootstrap_theta, loss_forecast
+from gptjax.laws.forms import PUBLISHED, ChinchillaLaw, DataConstrainedLaw, Law, PowerLaw, serving_optimum
+from gptjax.laws.table import Floats
 
 Json = dict[str, Any]
+LEVELS = (0.025, 0.975)
+SEARCHES = 100  # draws whose optimum is found by search, where it has no closed form
+SAME_RUN = 0.01  # a run within this share of the predicted N and D is the run predicted
 
 
 class NoForecast(BadInput):
     """The rows gave no law that may forecast."""
 
 
-def predict(
-    runs: Runs, law: Json, flops: float | None = None, params: float | None = None, tokens: float | None = None
-) -> Json:
-    """Predict the loss of the best run of this compute, or of a run of exactly these (params, tokens).
+@dataclass(frozen=True)
+class Forecaster:
+    """A law that may forecast; draws (k, 5) of theta and (k, 2) of log k, a of N* and D* tell its doubt.
 
-    N* and D* come from the isoFLOP law where it is ok, else from the parametric one; the loss, with a 95 % interval,
-    from the parametric law. `law` is fit_all's object for these runs. NoForecast when the law is refused or degenerate.
+    N* and D* of a budget come from `optimum` where it is there (an isoFLOP fit), else from the law. A published law has
+    no draws and no rows. `noise` is the standard deviation of one run's log loss about the law.
     """
+
+    name: str
+    law: Law
+    theta: Floats
+    noise: float
+    optimum: tuple[PowerLaw, PowerLaw] | None
+    optimum_draws: tuple[Floats, Floats]
+    source: str
+    convention: str
+    rows: int
+    largest_flops: float | None
+    forced: str  # why it would have been refused
+
+
+def read_forecaster(source: str, force: bool = False) -> Forecaster:
+    """Read a law: the name of a published one, the JSON of `gptjax fit`, or a directory with law.json."""
+    if source in PUBLISHED:
+        none = np.zeros((0, 2))
+        return Forecaster(
+            source, PUBLISHED[source], np.zeros((0, 5)), 0.0, None, (none, none), "published law",
+            "N without embeddings" if source.startswith("kaplan") else "N and C as published", 0, None, "",
+        )  # fmt: skip
+    return forecaster(read_law(source), force, source)
+
+
+def read_law(source: str) -> Json:
+    """Read fit_all's object from its file, or from law.json in a directory."""
+    path = Path(source) / "law.json" if Path(source).is_dir() else Path(source)
+    if not path.is_file():
+        raise BadInput(f"{source} is neither a law's JSON nor a published law; those are {', '.join(PUBLISHED)}")
+    law = read_json(path)
+    if not isinstance(law, dict) or "approaches" not in law:
+        raise BadInput(f"{path} is not a law; make one with gptjax fit TABLE --json {path}")
+    return law
+
+
+def forecaster(law: Json, force: bool = False, name: str = "law") -> Forecaster:
+    """Make a forecaster of fit_all's object. NoForecast when its law is refused or, unless forced, degenerate."""
     fitted = law["approaches"].get("parametric", {"status": "not fitted", "reasons": ["it was not asked for"]})
-    if fitted["status"] != "ok":
-        raise NoForecast(
-            f"the parametric fit is {fitted['status']} ({'; '.join(fitted['reasons'])}) and forecasts no loss"
-        )
-    source = "as given"
-    if params is not None and tokens is not None:
-        flops = 6 * params * tokens if flops is None else flops
-    elif flops is None or params is not None or tokens is not None:
-        raise BadInput("give flops, or params and tokens together (with flops where they are not 6ND)")
+    trouble = "" if fitted["status"] == "ok" else f"{fitted['status']} ({'; '.join(fitted['reasons'])})"
+    if trouble and not (force and fitted.get("a")):
+        remedy = "; --force forecasts all the same" if fitted.get("a") else ""
+        raise NoForecast(f"the parametric fit is {trouble} and forecasts no loss{remedy}")
+    source, best = "parametric", fitted
+    if law["approaches"].get("isoflop", {}).get("status") == "ok":
+        source, best = "isoflop", law["approaches"]["isoflop"]
+    return Forecaster(
+        name=name,
+        law=ChinchillaLaw(*(fitted[name] for name in ("A", "B", "E", "alpha", "beta"))),
+        theta=np.array(fitted["theta_draws"]).reshape(-1, 5),
+        noise=fitted["noise"],
+        optimum=(PowerLaw(best["N_coef"], best["a"]), PowerLaw(best["D_coef"], best["b"])),
+        optimum_draws=(np.array(best["draws"]["N"]).reshape(-1, 2), np.array(best["draws"]["D"]).reshape(-1, 2)),
+        source=source,
+        convention=law["convention"],
+        rows=law["rows"],
+        largest_flops=law["ranges"]["C"][1],
+        forced=trouble,
+    )
+
+
+def predict(
+    f: Forecaster,
+    *,
+    flops: float | None = None,
+    params: float | None = None,
+    tokens: float | None = None,
+    loss: float | None = None,
+) -> Json:
+    """Predict the compute-optimal run of this C, N, D or loss, or the run of exactly these (N, D), C = 6ND or as given.
+
+    Each number comes with a 95 % interval where the law has draws: N, D and C from the law's doubt alone, the loss
+    from that and the noise of one run. The form is taken for true, so far from the rows the interval is too narrow.
+    """
+    asked = {"flops": flops, "params": params, "tokens": tokens, "loss": loss}
+    given = {name: value for name, value in asked.items() if value is not None}
+    for name, value in given.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise BadInput(f"{name} {value:g} is not a finite positive number; give one")
+    drawn: dict[str, Floats] = {}
+    source = f.source
+    if params is not None and tokens is not None and loss is None:
+        source, n, d, c = "as given", params, tokens, flops or 6 * params * tokens
+    elif len(given) != 1:
+        raise BadInput(f"{len(given)} of flops, params, tokens and loss are given; give one, or params and tokens")
+    elif loss is not None or f.optimum is None:
+        source = "parametric" if f.rows else f.source
+        best = f.law.optimum(**given)
+        n, d, c = best.params, best.tokens, best.flops
+        drawn = _optima(f.theta, loss) if loss is not None else {}
     else:
-        source = "isoflop" if law["approaches"].get("isoflop", {}).get("status") == "ok" else "parametric"
-        best = law["approaches"][source]
-        params = float(PowerLaw(best["N_coef"], best["a"])(flops))
-        tokens = float(PowerLaw(best["D_coef"], best["b"])(flops))
-    form = ChinchillaLaw(*(fitted[name] for name in ("A", "B", "E", "alpha", "beta")))
-    settings = law["settings"]
-    theta = bootstrap_theta(
-        runs, form, estimator=settings["loss"], delta=settings["delta"], resample=settings["cluster"],
-        draws=settings["bootstrap"], seed=settings["seed"],
-    )  # fmt: skip
-    forecast = loss_forecast(runs, form, theta, params, tokens, settings["seed"])
+        ((name, value),) = given.items()
+        n_law, d_law = f.optimum
+        n, d, c = _along((n_law.coef, n_law.exponent), (d_law.coef, d_law.exponent), name, value)
+        n_draws, d_draws = map(_columns, f.optimum_draws)
+        drawn = dict(zip(("params", "tokens", "flops"), _along(n_draws, d_draws, name, value), strict=True))
+    point = {"flops": c, "params": n, "tokens": d, "tokens_per_param": d / n, "loss": float(f.law.loss(n, d))}
+    if drawn:
+        drawn["tokens_per_param"] = drawn["tokens"] / drawn["params"]
+    result: Json = {}
+    for name, value in point.items():
+        result[name] = value
+        result[f"{name}_interval"] = None if name in given else _interval(drawn.get(name, np.zeros(0)))
+    result["loss_interval"] = _loss_interval(f, n, d)
+    if loss is not None:
+        result["loss"] = loss
     return plain(
         {
-            "flops": flops,
-            "params": params,
-            "tokens": tokens,
-            "tokens_per_param": tokens / params,
+            **result,
             "optimum_from": source,
-            "loss": forecast.loss,
-            "loss_interval": [forecast.low, forecast.high],
-            "times_largest_flops": flops / runs.flops.max(),
-            "rows": len(runs),
-            "convention": law["convention"],
+            "law": f.name,
+            "convention": f.convention,
+            "rows": f.rows,
+            "times_largest_flops": c / f.largest_flops if f.largest_flops else None,
+            "forced": f.forced,
         }
     )
+
+
+def describe(said: Json) -> str:
+    """Lay a prediction out for a terminal, a number and its interval a line."""
+    names = {
+        "inference_tokens": "served", "unique_tokens": "unique", "flops": "C", "params": "N", "tokens": "D",
+        "tokens_per_param": "D/N", "training_flops": "training", "inference_flops": "inference", "saving": "saving",
+        "epochs": "epochs", "loss": "loss",
+    }  # fmt: skip
+    units = {"N": "parameters", "D": "tokens", "loss": "nats a token", "served": "tokens", "unique": "tokens"}
+    units |= dict.fromkeys(("C", "training", "inference"), "FLOPs") | {"saving": "of training and inference"}
+    lines = []
+    for key, label in names.items():
+        if key not in said:
+            continue
+        digits = 4 if key in ("loss", "params", "tokens") else 3
+        ends = said.get(f"{key}_interval")
+        span = f"  [{', '.join('unbounded' if end is None else f'{end:.{digits}g}' for end in ends)}]" if ends else ""
+        text = f"{said[key]:.{digits}g} {units.get(label, '')}{span}"
+        lines.append(f"{label:<10}{re.sub(r'e[+]0?', 'e', text)}".rstrip())
+    if said.get("times_largest_flops"):
+        lines.append(
+            f"{'beyond':<10}{said['times_largest_flops']:.3g} times the largest budget of its {said['rows']} rows"
+        )
+    if "optimum_from" in said:
+        lines.append(f"{'by':<10}{said['law']}: {said['optimum_from']}; {said['convention']}")
+    if said.get("forced"):
+        lines.append(f"{'FORCED':<10}the fit is {said['forced']}")
+    return "\n".join(lines)
+
+
+def _columns(draws: Floats) -> tuple[Floats, Floats]:
+    return np.exp(draws[:, 0]), draws[:, 1]
+
+
+def _along(n_law: Any, d_law: Any, name: str, value: float) -> tuple[Any, Any, Any]:
+    """Follow N* = k C^a and D* = k C^b from one of C, N, D to all three."""
+    (n_coef, a), (d_coef, b) = n_law, d_law
+    if name == "flops":
+        c = value + 0 * a
+    else:
+        c = (value / n_coef) ** (1 / a) if name == "params" else (value / d_coef) ** (1 / b)
+    return n_coef * c**a, d_coef * c**b, c
+
+
+def _optima(theta: Floats, loss: float) -> dict[str, Floats]:
+    """Give N, D and C of each drawn law's optimum of this loss; inf where the loss is at or below its floor."""
+    log_a, log_b, log_e, alpha, beta = theta.T
+    left = np.maximum(loss - np.exp(log_e), 0)
+    with np.errstate(divide="ignore"):
+        n = (np.exp(log_a) * (1 + alpha / beta) / left) ** (1 / alpha)
+        d = (np.exp(log_b) * (1 + beta / alpha) / left) ** (1 / beta)
+    return {"params": n, "tokens": d, "flops": 6 * n * d}
+
+
+def _interval(drawn: Floats) -> list[float | None] | None:
+    """Give the 95 % interval of draws; an end beyond all numbers is None."""
+    if not len(drawn):
+        return None
+    ordered = np.sort(np.nan_to_num(drawn, nan=np.inf))
+    ends = [float(ordered[round(level * (len(ordered) - 1))]) for level in LEVELS]
+    return [end if math.isfinite(end) else None for end in ends]
+
+
+def _loss_interval(f: Forecaster, params: float, tokens: float) -> list[float] | None:
+    """Spread the loss of one run at (N, D) by the drawn laws and by one run's noise about its law."""
+    if not len(f.theta):
+        return None
+    log_a, log_b, log_e, alpha, beta = f.theta.T
+    drawn = np.exp(log_e) + np.exp(log_a - alpha * np.log(params)) + np.exp(log_b - beta * np.log(tokens))
+    drawn *= np.exp(f.noise * np.random.default_rng(0).standard_normal(len(f.theta)))
+    return [float(end) for end in np.quantile(drawn, LEVELS)]
+
+
+def serve(f: Forecaster, loss: float, inference_tokens: float) -> Json:
+    """Give the run that reaches a loss at the least FLOPs of training and serving so many tokens together."""
+    if not inference_tokens > 0:
+        raise BadInput(f"inference-tokens {inference_tokens:g} must be above 0")
+    best = serving_optimum(f.law, loss, inference_tokens)
+    drawn = [serving_optimum(law, loss, inference_tokens) for law in _some_laws(f) if law.E < loss]
+    result: Json = {"inference_tokens": inference_tokens, **asdict(best)}
+    for name in ("params", "tokens"):
+        result[f"{name}_interval"] = _interval(np.array([getattr(other, name) for other in drawn]))
+    return plain({**result, "tokens_per_param": best.tokens / best.params, "loss": loss})
+
+
+def constrain(f: Forecaster, flops: float, unique_tokens: float) -> Json:
+    """Give the best run of a compute when only so many tokens are unique (Muennighoff et al. 2023)."""
+    if not unique_tokens > 0:
+        raise BadInput(f"unique-tokens {unique_tokens:g} must be above 0")
+    if not isinstance(f.law, ChinchillaLaw):
+        raise BadInput(f"{f.name} is not a Chinchilla law, which repeated data needs; use another law")
+    best = DataConstrainedLaw(f.law, unique_tokens).optimum(flops=flops)
+    drawn = [DataConstrainedLaw(law, unique_tokens).optimum(flops=flops) for law in _some_laws(f)]
+    result: Json = {"unique_tokens": unique_tokens, **asdict(best), "epochs": best.tokens / unique_tokens}
+    for name in ("params", "tokens", "loss"):
+        result[f"{name}_interval"] = _interval(np.array([getattr(other, name) for other in drawn]))
+    return plain({**result, "tokens_per_param": best.tokens / best.params})
+
+
+def _some_laws(f: Forecaster) -> list[ChinchillaLaw]:
+    return [ChinchillaLaw(*map(float, (*np.exp(theta[:3]), *theta[3:]))) for theta in f.theta[:SEARCHES]]
 
 
 def register(prediction: Json, path: Path) -> None:
@@ -84,18 +271,20 @@ def score(path: Path, measured_loss: float, params: float, tokens: float) -> Jso
         raise BadInput(f"{path} does not match its sha256: it was altered after it was registered; predict a new run")
     prediction = content["prediction"]
     for name, value in (("params", params), ("tokens", tokens)):
-        if not np.isclose(prediction[name], value, rtol=1e-9):
+        if abs(value / prediction[name] - 1) > SAME_RUN:
             raise BadInput(
                 f"{path} predicts {name} {prediction[name]:g} and the run has {value:g}; score the run predicted"
             )
-    low, high = prediction["loss_interval"]
+    ends = prediction["loss_interval"]
     result = {
         "sha256": record["sha256"],
         "scored": datetime.now(UTC).isoformat(timespec="seconds"),
         "predicted": prediction["loss"],
         "measured": measured_loss,
+        "params": params,
+        "tokens": tokens,
         "log_error": float(np.log(prediction["loss"] / measured_loss)),
-        "inside": bool(low <= measured_loss <= high),
+        "inside": None if ends is None else bool(ends[0] <= measured_loss <= ends[1]),
     }
     write_json(path.with_name(f"{path.stem}_score.json"), {"score": result})
     return result

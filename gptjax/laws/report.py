@@ -1,105 +1,28 @@
 """From a directory with runs.csv to law.json, figures and one self-contained page, report.html."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
+from gptjax.errors import BadInput
 from gptjax.files import read_json, write_file, write_json
-from gptjax.laws import plot
-from gptjax.laws.page import page, picture, png, table
+from gptjax.laws import plot, plot_doubt
+from gptjax.laws.analysis import fit_all
+from gptjax.laws.envelope import LATE
+from gptjax.laws.fit import Choices
+from gptjax.laws.methods import NAMES, methods, say_resampling
+from gptjax.laws.page import page, picture, png, say_flops, say_interval, say_percent, table
+from gptjax.laws.robustness import BEYOND, DRAWS, GAP
 from gptjax.laws.table import Curve, Runs, read_curves, read_rows, read_runs, short
-from gptjax.laws.uncertainty import fit_all
 
 Json = dict[str, Any]
-NAMES = {"isoflop": "isoFLOP", "parametric": "parametric", "envelope": "envelope"}  # in the order of trust
-
-
-def write_report(directory: Path, seed: int = 0) -> Path:
-    """Fit the law of directory/runs.csv and write law.json, figures/*.png and report.html; give the page's path.
-
-    Also shows, where they stand beside it: curves.csv (run, params, tokens, flops, loss), facts.json (title,
-    not_run and any flat facts), prediction.json and prediction_score.json. Every file is replaced whole or not at all.
-    """
-    runs = read_runs(directory / "runs.csv")
-    law = fit_all(runs, seed=seed)
-    curves = read_curves(directory / "curves.csv") if (directory / "curves.csv").exists() else []
-    facts = _optional(directory / "facts.json")
-    prediction = _optional(directory / "prediction.json")
-    score = _optional(directory / "prediction_score.json").get("score")
-
-    (directory / "figures").mkdir(exist_ok=True)
-    drawn = []
-    for number, plate in enumerate(_plates(runs, law, curves, prediction, score), 1):
-        html, figure = picture(plate.draw, number, plate.title, plate.caption)
-        write_file(directory / "figures" / f"{plate.name}.png", png(figure))
-        drawn.append(html)
-    title = str(facts.get("title", "A scaling law"))
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        *_headline(runs, law),
-        *drawn,
-        *_prediction(prediction, score),
-        *_rows(directory / "runs.csv", law),
-        *_methods(runs, law, facts),
-    ]
-    write_json(directory / "law.json", law)
-    write_file(directory / "report.html", page(title, body))
-    return directory / "report.html"
-
-
-def _optional(path: Path) -> Json:
-    return read_json(path) if path.exists() else {}
-
-
-def _power(letter: str, coef: float, exponent: float) -> str:
-    mantissa, _, power = f"{coef:.3g}".partition("e")
-    factor = f"{mantissa} &times; 10<sup>{int(power)}</sup>".replace("-", "&minus;") if power else mantissa
-    return f"<i>{letter}</i>* = {factor} <i>C</i><sup>&thinsp;{exponent:.3f}</sup>"
-
-
-def _flops(value: float) -> str:
-    mantissa, _, power = f"{value:.2g}".partition("e+")
-    return f"10<sup>{power}</sup>" if mantissa == "1" else f"{mantissa} &times; 10<sup>{power}</sup>"
-
-
-def _span(interval: list[float] | None, digits: int = 3) -> str:
-    return "interval unknown" if interval is None else f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
-
-
-def _headline(runs: Runs, law: Json) -> list[str]:
-    """Say the law in numbers, each approach's exponents, and what was refused."""
-    approaches = law["approaches"]
-    sound = [name for name in NAMES if approaches[name]["status"] == "ok"]
-    rows = (
-        f"{law['rows']} runs, {short(runs.params.min())} to {short(runs.params.max())} parameters and "
-        f"{_flops(runs.flops.min())} to {_flops(runs.flops.max())} FLOPs"
-    )
-    if sound:
-        fit = approaches[sound[0]]
-        lead = (
-            f"Over {rows}, the best model of a compute budget <i>C</i> has {_power('N', fit['N_coef'], fit['a'])} "
-            f"parameters (95&#8239;% interval of the exponent {_span(fit['a_interval'])}) and sees "
-            f"{_power('D', fit['D_coef'], fit['b'])} tokens, by the {NAMES[sound[0]]} approach."
-        )
-    else:
-        lead = f"{rows[0].upper()}{rows[1:]} do not determine a law: every approach refused."
-    table_rows = []
-    for name, label in NAMES.items():
-        fit = approaches[name]
-        known = fit["a"] is not None
-        cells = [f"{fit[key]:.3f}  ({_span(fit[f'{key}_interval'])})" if known else "none" for key in ("a", "b")]
-        table_rows.append([label, *cells, f"{len(fit['used'])} of {law['rows']}", fit["status"]])
-    parts = [f'<p class="lead">{lead}</p>']
-    parts.append(table(["approach", "a, in N* ∝ Cᵃ (95 %)", "b, in D* ∝ Cᵇ (95 %)", "rows used", "status"], table_rows))
-    reasons = [f"<li>{NAMES[name]}: {escape(reason)}.</li>" for name in NAMES for reason in approaches[name]["reasons"]]
-    if reasons:
-        parts.append(f"<p>Refused, or to be read with care:</p><ul>{''.join(reasons)}</ul>")
-    return parts
+SHOWN = 500  # rows of a table on the page; the rest stand in the files
 
 
 @dataclass(frozen=True)
@@ -112,88 +35,331 @@ class _Plate:
     draw: Callable[[bool], Figure]
 
 
-def _plates(runs: Runs, law: Json, curves: list[Curve], prediction: Json, score: Json | None) -> list[_Plate]:
-    """List the figures that the rows allow."""
-    approaches, said = law["approaches"], prediction.get("prediction")
-    convention = f"Here {escape(law['convention'])}."
+def write_report(directory: Path, choices: Choices | None = None) -> Path:
+    """Fit the law of directory/runs.csv and write law.json, figures/*.png and report.html; give the page's path.
 
-    lines = "; thin lines are training loss, averaged in bins of equal log tokens" if curves else ""
-    caption = (
-        f"Each point is one of the {len(runs)} finished runs{lines}. The envelope goes through finished runs only, "
-        f"straight between budgets. {convention}"
+    Also shows, where they stand beside it: curves.csv (run, params, tokens, flops, loss), facts.json (title,
+    not_run and any flat facts), prediction.json and prediction_score.json. The envelope goes through the curves only
+    if `choices.unfinished`; BadInput where there are none then. Every file is replaced whole or not at all.
+    """
+    choices = choices or Choices()
+    runs = read_runs(directory / "runs.csv")
+    curves = read_curves(directory / "curves.csv") if (directory / "curves.csv").exists() else []
+    if choices.unfinished and not curves:
+        raise BadInput(f"{directory} has no curves.csv, whose unfinished runs are to count; add it or leave them out")
+    law = fit_all(runs, choices, curves=curves if choices.unfinished else None)
+    rows = choices.rows(runs)
+    curves = _counted(curves, rows)
+    facts, record = _optional(directory / "facts.json"), _optional(directory / "prediction.json")
+    score = _optional(directory / "prediction_score.json").get("score")
+    title = str(facts.get("title", "A scaling law"))
+
+    (directory / "figures").mkdir(exist_ok=True)
+    body = [f"<h1>{escape(title)}</h1>"]
+    number = 0
+    for part in (
+        *_headline(rows, law),
+        *_optima(rows, law, record.get("prediction")),
+        *_law(rows, law, curves),
+        *_doubt(rows, law),
+        *_choices(law),
+        *_extrapolation(law),
+        *_prediction(rows, law, record, score),
+        *_rows(directory / "runs.csv", law),
+        *methods(rows, law, facts),
+    ):
+        if isinstance(part, str):
+            body.append(part)
+            continue
+        number += 1
+        html, figure = picture(part.draw, number, part.title, part.caption)
+        write_file(directory / "figures" / f"{part.name}.png", png(figure))
+        body.append(html)
+    write_json(directory / "law.json", law)
+    write_file(directory / "report.html", page(title, body))
+    return directory / "report.html"
+
+
+def _optional(path: Path) -> Json:
+    return read_json(path) if path.exists() else {}
+
+
+def _counted(curves: list[Curve], rows: Runs) -> list[Curve]:
+    """Keep the curves of the rows fitted, with N and C as those rows count them."""
+    place = {name: i for i, name in enumerate(rows.run)}
+    kept = [(curve, place[curve.run]) for curve in curves if curve.run in place]
+    return [
+        replace(curve, params=float(rows.params[i]), flops=curve.tokens * rows.flops[i] / rows.tokens[i])
+        for curve, i in kept
+    ]
+
+
+def _power(letter: str, coef: float, exponent: float) -> str:
+    mantissa, _, power = f"{coef:.3g}".partition("e")
+    factor = f"{mantissa} &times; 10<sup>{int(power)}</sup>".replace("-", "&minus;") if power else mantissa
+    return f"<i>{letter}</i>* = {factor} <i>C</i><sup>&thinsp;{exponent:.3f}</sup>"
+
+
+def _headline(rows: Runs, law: Json) -> Iterator[str]:
+    """Say the law in numbers, each approach's exponents, and what was refused."""
+    approaches = law["approaches"]
+    sound = [name for name in NAMES if approaches[name]["status"] == "ok"]
+    what = (
+        f"{law['rows']} runs, {short(rows.params.min())} to {short(rows.params.max())} parameters and "
+        f"{say_flops(rows.flops.min())} to {say_flops(rows.flops.max())} FLOPs"
     )
-    draw: Callable[..., Figure] = partial(plot.loss_against_compute, runs, law, curves)
-    plates = [_Plate("loss_compute", "Loss against compute", caption, draw)]
-    if any(budget["curve"] for budget in approaches["isoflop"]["budgets"]):
-        caption = (
-            "A parabola in log <i>N</i> per budget, through the filled points; open points lie outside its window or "
-            f"belong to a refused budget ({len(approaches['isoflop']['used'])} rows carry the law). Diamonds are the "
-            f"minima, with one standard error. {convention}"
+    if sound:
+        fit = approaches[sound[0]]
+        lead = (
+            f"Over {what}, the best model of a compute budget <i>C</i> has {_power('N', fit['N_coef'], fit['a'])} "
+            f"parameters (95&#8239;% interval of the exponent {say_interval(fit['a_interval'])}) and sees "
+            f"{_power('D', fit['D_coef'], fit['b'])} tokens, by the {NAMES[sound[0]]} approach."
         )
-        draw = partial(plot.isoflop_parabolas, runs, law)
-        plates.append(_Plate("isoflop", "Loss against size at equal compute", caption, draw))
+    else:
+        status = {fit["status"] for fit in approaches.values()}
+        verdict = "every approach refused" if status == {"refused"} else "every approach refused or is degenerate"
+        lead = f"{what[0].upper()}{what[1:]} do not determine a law: {verdict}."
+    table_rows = []
+    for name, label in NAMES.items():
+        fit = approaches[name]
+        known = fit["a"] is not None
+        cells = [f"{fit[key]:.3f}  ({say_interval(fit[f'{key}_interval'])})" if known else "none" for key in ("a", "b")]
+        table_rows.append([label, *cells, f"{len(fit['used'])} of {law['rows']}", fit["status"]])
+    yield f'<p class="lead">{lead}</p>'
+    other = [e["a"] for e in law.get("choices", ()) if e["status"] == "ok"]
+    if len(other) > 3:
+        yield (
+            f"<p>{len(other)} fits of these runs, by every approach and under other reasonable choices, give exponents "
+            f"from {min(other):.3f} to {max(other):.3f}.</p>"
+        )
+    yield table(["approach", "a, in N* ∝ Cᵃ (95 %)", "b, in D* ∝ Cᵇ (95 %)", "rows used", "status"], table_rows)
+    reasons = [f"<li>{NAMES[name]}: {escape(reason)}.</li>" for name in NAMES for reason in approaches[name]["reasons"]]
+    if reasons:
+        yield f"<p>Refused, or to be read with care:</p><ul>{''.join(reasons)}</ul>"
+
+
+def _optima(rows: Runs, law: Json, said: Json | None) -> Iterator[_Plate]:
+    """Show the best size at each budget, and the power laws through these."""
+    approaches, settings = law["approaches"], law["settings"]
+    convention = f"Here {escape(law['convention'])}."
+    budgets = approaches["isoflop"]["budgets"]
+    if any(budget["window"] for budget in budgets):
+        through = (
+            "An Akima spline of log loss in log <i>N</i> per budget, through the best run of each size (filled)"
+            if settings["interp"] == "akima"
+            else "A parabola in log <i>N</i> per budget, through the filled points"
+        )
+        refused = sum(budget["N"] is None for budget in budgets)
+        dashed = f" Budgets refused: {refused} of {len(budgets)}; a dashed line has no minimum." if refused else ""
+        caption = (
+            f"{through}; open points are not fitted ({len(approaches['isoflop']['used'])} rows carry the law). "
+            f"Diamonds are the minima, with one standard error.{dashed} {convention}"
+        )
+        draw: Callable[..., Figure] = partial(plot.isoflop_parabolas, rows, law)
+        yield _Plate("isoflop", "Loss against size at equal compute", caption, draw)
     if any(approaches[name]["band"] for name in NAMES):
         caption = (
-            "Lines are the fitted power laws with 95&#8239;% bootstrap bands, points the isoFLOP minima. The published "
-            "laws were fitted to other text and to budgets above 10<sup>18</sup> FLOPs: compare their slope and not "
-            f"their level. {convention}"
+            "Lines are the fitted power laws with 95&#8239;% bootstrap bands, points the isoFLOP minima; a fit that is "
+            "no finding is pale and dashed, and one that was refused has no line. The published laws were fitted to "
+            "other text and to budgets above 10<sup>18</sup> FLOPs: compare their slope and not their level. "
+            f"{convention}"
         )
-        draw = partial(plot.optimum_against_compute, runs, law, said)
-        plates.append(_Plate("optimum", "Compute-optimal size and tokens", caption, draw))
-    fit = approaches["parametric"]
+        draw = partial(plot.optimum_against_compute, rows, law, said)
+        yield _Plate("optimum", "Compute-optimal size and tokens", caption, draw)
+
+
+def _law(rows: Runs, law: Json, curves: list[Curve]) -> Iterator[_Plate | str]:
+    """Show the runs, the fitted loss, what it leaves, and how other forms of it do."""
+    fit, envelope = law["approaches"]["parametric"], law["approaches"]["envelope"]
+    yield "<h2>The law</h2>"
+    lines = "; thin lines are training loss, averaged in bins of equal log tokens" if curves else ""
+    caption = (
+        f"Each point is one of the {len(rows)} finished runs{lines}. {_envelope_words(envelope)} "
+        f"Here {escape(law['convention'])}."
+    )
+    draw: Callable[..., Figure] = partial(plot.loss_against_compute, rows, law, curves)
+    yield _Plate("loss_compute", "Loss against compute", caption, draw)
     if fit["band"]:
         caption = (
             f"Contours of <i>L</i> = {fit['E']:.3f} + {fit['A']:.4g} / <i>N</i><sup>{fit['alpha']:.3f}</sup> + "
             f"{fit['B']:.4g} / <i>D</i><sup>{fit['beta']:.3f}</sup> in nats, under <i>C</i> = 6<i>ND</i>; points are "
-            f"the {len(runs)} rows fitted."
+            f"the {len(rows)} rows fitted."
         )
-        plates.append(_Plate("contours", "The parametric law", caption, partial(plot.loss_contours, runs, law)))
+        yield _Plate("contours", "The parametric law", caption, partial(plot.loss_contours, rows, law))
+    if fit["errors"]:
         caption = "Measured above predicted loss of each row, by size, tokens and compute; the band is two sd."
-        plates.append(_Plate("residuals", "What the law leaves", caption, partial(plot.residuals, runs, law)))
-    if fit["band"] and said:
-        caption = "The held-out run and the interval written down before it was trained; dots are the rows of the law."
-        draw = partial(plot.prediction_against_outcome, runs, law, said, score)
-        plates.append(_Plate("prediction", "Prediction and outcome", caption, draw))
+        yield _Plate("residuals", "What the law leaves", caption, partial(plot.residuals, rows, law))
     if curves:
         caption = f"Training loss of {len(curves)} runs, averaged in bins of equal log tokens."
-        plates.append(_Plate("training", "Training curves", caption, partial(plot.training_curves, runs, curves)))
-    return plates
+        yield _Plate("training", "Training curves", caption, partial(plot.training_curves, rows, curves))
+    hyper = law.get("hyper")
+    if hyper and hyper["lr"]["cells"]:
+        caption = (
+            "Loss against peak learning rate in each cell of size and tokens; filled points carry the curve, diamonds "
+            "the best rate with one standard error. Hollow diamonds are the best of those tried where no optimum is "
+            "bracketed."
+        )
+        yield _Plate("rates", "Loss against learning rate", caption, partial(plot.loss_against_rate, hyper))
+    if law.get("forms"):
+        yield from _forms(law["forms"])
 
 
-def _prediction(record: Json, score: Json | None) -> list[str]:
+def _envelope_words(found: Json) -> str:
+    """Say what the envelope goes through."""
+    if found["method"] != "training curves":
+        return "The envelope goes through finished runs only, straight between budgets."
+    if not found["run_share"]:
+        return "No training curve reaches the envelope."
+    low, middle, high = (say_percent(share) for share in np.quantile(found["run_share"], (0, 0.5, 1)))
+    return (
+        f"The envelope goes through the training curves: its points lie {low} to {high} of the way through their runs, "
+        f"half of them beyond {middle}. Before the last {say_percent(1 - LATE)} of a run it is dashed: there a "
+        "schedule had not ended, and a run that had ended there would have less loss."
+    )
+
+
+def _forms(forms: list[Json]) -> Iterator[str]:
+    cells = []
+    for entry in forms:
+        known = entry["coefficients"] or {}
+        text = ", ".join(f"{name} {value:.3g}" for name, value in known.items()).replace("e+", "e")
+        numbers = [
+            "none" if entry["aicc"] is None else f"{entry['aicc']:.1f}",
+            say_percent(entry["rmse"], 2),
+            say_percent(entry.get("rmse_beyond"), 2),
+        ]
+        cells.append([entry["form"], text or "none", *numbers, entry["status"]])
+    header = ["form", "coefficients", "ΔAICc", "rms", "beyond", "status"]
+    yield "<p>The same rows under other forms of the law:</p>"
+    yield table(header, cells)
+    yield (
+        '<p class="note muted">Each by least squares of log loss; rms is of its errors. ΔAICc, above the best form, '
+        "charges for coefficients and takes errors to be independent. Beyond: the form fitted to the rows up to "
+        f"{say_flops(forms[0]['cut'])} FLOPs, on those above. A power law of one variable can only do well where that "
+        "variable limits the loss.</p>"
+    )
+
+
+def _doubt(rows: Runs, law: Json) -> Iterator[_Plate | str]:
+    """Show how far the parametric law could have come out otherwise."""
+    fit = law["approaches"]["parametric"]
+    if not fit["profile"]:
+        return
+    yield "<h2>How sure it is</h2>"
+    count = len(fit["theta_draws"])
+    caption = (
+        f"{min(plot_doubt.CLOUD, count)} of {count} bootstrap draws ({say_resampling(fit)}); the curves hold 68 and "
+        "95&#8239;% of all draws, by a kernel density. Published fits are marked where they fall inside the frame, "
+        f"which ends {plot_doubt.WIDEST:g} times as far out as the middle 68&#8239;% of the draws."
+    )
+    draw: Callable[..., Figure] = partial(plot_doubt.bootstrap_clouds, law)
+    yield _Plate("bootstrap", "Bootstrap draws of the parametric law", caption, draw)
+    caption = (
+        "The least objective at each value, all else free, above its minimum, as a multiple of the rise that ends a "
+        "95&#8239;% interval. The objective is no likelihood, so that rise is scaled by the errors' spread and "
+        "curvature; an arrow marks an interval that the grid does not close. Below, the bootstrap's interval."
+    )
+    yield _Plate("profile", "Profiles of the objective", caption, partial(plot_doubt.profiles, law))
+    jackknife = " and ".join(
+        f"{found['a_se']:.4f} over {len(found['a'])} {kind}s" for kind, found in fit["influence"].items()
+    )
+    caption = (
+        "The exponent <i>a</i> of the parametric fit without each size and without each row, the farthest named. "
+        f"Jackknife standard error of <i>a</i>: {jackknife}; the bootstrap's is {fit['a_se']:.4f}."
+    )
+    draw = partial(plot_doubt.influence, rows, law)
+    yield _Plate("influence", "What a single size or row decides", caption, draw)
+
+
+def _choices(law: Json) -> Iterator[_Plate | str]:
+    """Show the exponent under each choice that one could have made."""
+    entries = law.get("choices")
+    if not entries:
+        return
+    yield "<h2>Other choices</h2>"
+    troubled = [e for e in entries if e["status"] != "ok"]
+    sizes = [e["N_beyond"] for e in entries if e["status"] == "ok" and e["N_beyond"]]
+    reach = f" At {BEYOND:g} times the largest budget the best size is {short(min(sizes))} to {short(max(sizes))} by " \
+        "these fits." if sizes else ""  # fmt: skip
+    words = (
+        f" {len(troubled)} of {len(entries)} fits are refused, with that word only, or degenerate, pale, hollow and "
+        "named so."
+        if troubled
+        else ""
+    )
+    caption = (
+        f"The exponent <i>a</i> with its 95&#8239;% interval ({DRAWS} draws) under each choice in turn, all else as "
+        f"chosen; the band is the interval as chosen.{words}{reach}"
+    )
+    yield _Plate("choices", "The exponent under other choices", caption, partial(plot_doubt.choices_forest, law))
+    if troubled:
+        yield f"<details><summary>{len(troubled)} refused or degenerate, with reasons</summary>"
+        cells = [[NAMES[e["approach"]], e["choice"], e["status"], e["reason"]] for e in troubled]
+        yield table(["approach", "choice", "status", "reason"], cells) + "</details>"
+
+
+def _extrapolation(law: Json) -> Iterator[_Plate | str]:
+    """Show what a sweep with less compute would have said."""
+    cuts = law.get("extrapolation")
+    if not cuts or all(e["rmse"] is None and e["isoflop_N_ratio"] is None for e in cuts):
+        return
+    yield "<h2>From less compute</h2>"
+    fitted = " to ".join(dict.fromkeys(str(e["rows"]) for e in (cuts[0], cuts[-1])))
+    scored = " to ".join(dict.fromkeys(str(e["rows_beyond"]) for e in (cuts[0], cuts[-1])))
+    largest = law["ranges"]["C"][1]
+    caption = (
+        f"Left: the parametric law of the runs up to <i>C</i> (of {fitted} rows) against runs beyond {GAP:g}<i>C</i> "
+        f"({scored} rows), in per cent of loss. Right: <i>N</i>* at the largest budget, {say_flops(largest)} FLOPs, by "
+        "such a smaller sweep over what all rows give by the same approach, on a logarithmic axis. Hollow points are "
+        "degenerate fits, whose errors may lie beyond the frame; crosses are refused ones."
+    )
+    draw = partial(plot_doubt.extrapolation_by_cut, law)
+    yield _Plate("extrapolation", "What a smaller sweep would have said", caption, draw)
+
+
+def _prediction(rows: Runs, law: Json, record: Json, score: Json | None) -> Iterator[_Plate | str]:
+    """Show a registered prediction and what came of it."""
     if not record:
-        return []
+        return
     said = record["prediction"]
-    low, high = said["loss_interval"]
+    ends, times = said["loss_interval"], said["times_largest_flops"]
+    farther = f", {times:.2g} times the largest budget behind the law" if times else ""
+    interval = f", with a 95&#8239;% interval of {ends[0]:.4f} to {ends[1]:.4f}" if ends else ", without an interval"
     text = (
         f"On {escape(record['registered'])}, before it was trained, a run of {short(said['params'])} parameters on "
-        f"{short(said['tokens'])} tokens ({_flops(said['flops'])} FLOPs, {said['times_largest_flops']:.2g} times the "
-        f"largest budget behind the law) was predicted to reach a loss of <b>{said['loss']:.4f}</b>, with a 95&#8239;% "
-        f"interval of {low:.4f} to {high:.4f}. "
+        f"{short(said['tokens'])} tokens ({say_flops(said['flops'])} FLOPs{farther}) was predicted to reach a loss of "
+        f"<b>{said['loss']:.4f}</b>{interval}. "
     )
     if score:
         error = f"{score['log_error']:+.4f}".replace("-", "&minus;")
-        text += (
-            f"It reached <b>{score['measured']:.4f}</b>, {'inside' if score['inside'] else 'outside'} the interval; "
-            f"log predicted &minus; log measured is {error}."
-        )
+        verdict = {True: ", inside the interval", False: ", outside the interval", None: ""}[score["inside"]]
+        text += f"It reached <b>{score['measured']:.4f}</b>{verdict}; log predicted &minus; log measured is {error}."
     else:
         text += "It has not been scored yet."
-    digest = f'<p class="note muted">sha256 {escape(record["sha256"])}</p>'
-    return ["<h2>A prediction, and what came of it</h2>", f"<p>{text}</p>", digest]
+    yield "<h2>A prediction, and what came of it</h2>"
+    yield f"<p>{text}</p>"
+    yield f'<p class="note muted">sha256 {escape(record["sha256"])}</p>'
+    if law["approaches"]["parametric"]["band"]:
+        bar = "the interval written down before it was trained" if ends else "what was predicted, without an interval"
+        caption = f"The held-out run and {bar}; dots are the rows about the parametric law."
+        draw = partial(plot.prediction_against_outcome, rows, law, said, score)
+        yield _Plate("prediction", "Prediction and outcome", caption, draw)
 
 
-def _rows(path: Path, law: Json) -> list[str]:
+def _rows(path: Path, law: Json) -> Iterator[str]:
     header, rows = read_rows(path)
-    cells = [[_cell(row[name]) for name in header] for _, row in rows]
-    parts = ["<h2>The rows behind the numbers</h2>", table(header, cells, tall=True)]
+    cells = [[_cell(row[name]) for name in header] for _, row in rows[:SHOWN]]
+    yield "<h2>The rows behind the numbers</h2>"
+    if len(rows) > SHOWN:
+        yield f"<p>The first {SHOWN} of {len(rows)} rows; all stand in {escape(path.name)}.</p>"
+    yield table(header, cells, tall=True)
     dropped = [[item["run"], "all", item["reason"]] for item in law["dropped"]]
     for name, label in NAMES.items():
         dropped += [[item["run"], label, item["reason"]] for item in law["approaches"][name]["dropped"]]
     if dropped:
-        parts.append(f"<details><summary>{len(dropped)} exclusions, with reasons</summary>")
-        parts.append(table(["run", "left out of", "reason"], dropped) + "</details>")
-    return parts
+        rest = f"; the first {SHOWN}, all stand in law.json" if len(dropped) > SHOWN else ""
+        yield f"<details><summary>{len(dropped)} exclusions, with reasons{rest}</summary>"
+        yield table(["run", "left out of", "reason"], dropped[:SHOWN], tall=True) + "</details>"
 
 
 def _cell(text: str) -> object:
@@ -201,45 +367,3 @@ def _cell(text: str) -> object:
         return float(text)
     except ValueError:
         return text
-
-
-def _methods(runs: Runs, law: Json, facts: Json) -> list[str]:
-    """Say how, in the order of the (Mis)Fitting checklist (arXiv 2502.18969)."""
-    edge_share = law["approaches"]["envelope"]["edge_share"]
-    fit, settings = law["approaches"]["parametric"], law["settings"]
-    span = "; ".join(
-        f"<i>{name}</i> {_flops(low)} to {_flops(high)}"
-        if name == "C"
-        else f"<i>{name}</i> {short(low)} to {short(high)}"
-        for name, (low, high) in law["ranges"].items()
-    )
-    paragraphs = [
-        f"<b>Data.</b> {escape(law['convention'])}. {law['rows']} finished runs, each by its last checkpoint ({span}); "
-        f"rows of the table dropped before any fit: {len(law['dropped'])}.",
-        "<b>isoFLOP.</b> Weighted least squares of loss on log <i>N</i>, quadratic, over up to seven sizes around the "
-        "least; a budget is refused with fewer than four sizes, its least loss at an end, or no clear curvature; then "
-        "weighted regression of log <i>N</i>* and log <i>D</i>* on log <i>C</i>.",
-        "<b>Parametric.</b> <i>L</i> = <i>E</i> + <i>A</i>/<i>N</i><sup>&alpha;</sup> + <i>B</i>/<i>D</i>"
-        f"<sup>&beta;</sup>, by the least sum of Huber errors of log loss (&delta; = {settings['delta']:g}), "
-        "unweighted; Levenberg&ndash;Marquardt in float64 until a step gains less than 1e-13 of the sum, from "
-        f"{fit['starts']} starts, of which {_percent(fit['share_at_best'])} reached the best. At small compute "
-        "<i>E</i> is a coefficient of the fit and not an entropy of text.",
-        "<b>Envelope.</b> The loss of each size, straight in logs along <i>C</i> through its finished runs; the best "
-        "size at 1500 budgets; and a line through the places where the best size changes, at the geometric mean of the "
-        f"two. Where the best size is the smallest or largest that reaches the budget: {_percent(edge_share)} of the "
-        "frontier.",
-        f"<b>Intervals.</b> 95&#8239;% percentiles of {settings['bootstrap']} bootstrap draws, seed "
-        f"{settings['seed']}: rows drawn with replacement for the parametric fit; for the others the scatter of one "
-        "loss added to every row, or rows drawn where that is unknown. They leave out what another recipe, "
-        "convention or choice of rows would change.",
-    ]
-    parts = ["<h2>Methods</h2>", *(f"<p>{text}</p>" for text in paragraphs)]
-    if not_run := facts.get("not_run"):
-        items = "".join(f"<li>{escape(cell)}</li>" for cell in not_run)
-        parts.append(f"<details><summary>{len(not_run)} cells were planned out</summary><ul>{items}</ul></details>")
-    flat = [[name, str(value)] for name, value in facts.items() if name not in ("title", "not_run")]
-    return [*parts, table(["fact", "value"], flat)] if flat else parts
-
-
-def _percent(share: float | None) -> str:
-    return "none" if share is None else f"{100 * share:.0f} %"

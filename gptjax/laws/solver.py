@@ -1,7 +1,8 @@
-"""Minimise the robust log-loss error of L = E + A/N^alpha + B/D^beta from many starts at once, in float64.
+"""Minimise a robust error of a law from many starts at once, in float64: Levenberg-Marquardt, vmapped."""
 
-theta = (a, b, e, alpha, beta) with A = exp(a), B = exp(b), E = exp(e); rows are (log N, log D, log L).
-"""
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -9,47 +10,49 @@ import numpy as np
 from jax import Array, lax
 from numpy.typing import NDArray
 
+from gptjax.laws.families import Family
+
 Floats = NDArray[np.float64]
 
-CHUNK = 50  # problems solved side by side: fits the cache, and compiles once whatever their number
+PADDING = 32  # rows come in multiples, the rest of weight 0: tables of nearly one length share a program
+CHUNK, CELLS = 50, 50_000  # problems, and problems x rows, solved side by side: they fit the cache, compiled once
 STEPS, ROUNDS = 15, 6  # after each round of steps the finished problems leave; a good start needs two rounds
 
 
-def _evaluate(theta: Array, rows: Array) -> tuple[Array, Array, Array]:
-    """Give each row's error, log predicted - log measured, and the shares of the N and D terms in the prediction.
-
-    An overflow gives an error that is not finite, and so a trial that is not taken; that is cheaper than avoiding it.
-    """
-    x, y, z = rows
-    a, b, e, alpha, beta = theta
-    of_n, of_d = jnp.exp(a - alpha * x), jnp.exp(b - beta * y)
-    total = of_n + of_d + jnp.exp(e)
-    return jnp.log(total) - z, of_n / total, of_d / total
-
-
-@jax.jit
-def _descend(thetas: Array, rows: Array, weights: Array, delta: Array) -> tuple[Array, Array, Array]:
+@partial(jax.jit, static_argnames=("log_loss", "raw"))
+def _descend(log_loss, raw, thetas, x, losses, weights, free, delta):
     """Run Levenberg-Marquardt on each problem; the damping leads from a safe step to a Newton step.
 
     Inside delta a row is quadratic and gives Newton's matrix; for small delta nearly all rows are outside. The safe
     step comes from the quadratic that touches every row's error from above (iteratively reweighted least squares).
+    A trial that overflows is not better, and so not taken.
     """
+    eye = jnp.eye(thetas.shape[1])
 
-    def descend(theta, weights):
-        def huber(error):
+    def evaluate(theta: Array, loss: Array) -> tuple[Array, Array]:
+        """Give each row's error, predicted - measured of log or raw loss, and its slope (k, rows)."""
+        predicted, slope = jax.vmap(lambda t: jax.jvp(lambda s: log_loss(s, x), (theta,), (t,)), out_axes=(None, 0))(
+            eye
+        )
+        if raw:
+            return jnp.exp(predicted) - loss, slope * jnp.exp(predicted)
+        return predicted - jnp.log(loss), slope
+
+    def descend(theta: Array, loss: Array, weights: Array) -> tuple[Array, Array, Array]:
+        def huber(error: Array) -> Array:
             size = jnp.abs(error)
             return jnp.sum(weights * jnp.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta)))
 
         def step(state):
             theta, value, here, damping, _, count = state
-            error, of_n, of_d = here
-            slope = jnp.stack([of_n, of_d, 1 - of_n - of_d, -of_n * rows[0], -of_d * rows[1]])
+            error, slope = here
+            slope = slope * free[:, None]
             size = jnp.abs(error)
             curvature = weights * ((size <= delta) + damping * delta / jnp.maximum(size, delta))
             matrix = (slope * curvature) @ slope.T
-            ridge = jnp.diag(0.01 * damping * jnp.diag(matrix)) + 1e-12 * delta * jnp.sum(weights) * jnp.eye(5)
+            ridge = 0.01 * damping * jnp.diag(jnp.diag(matrix)) + 1e-12 * delta * jnp.sum(weights) * eye
             trial = theta - jnp.linalg.solve(matrix + ridge, slope @ (weights * jnp.clip(error, -delta, delta)))
-            there = _evaluate(trial, rows)
+            there = evaluate(trial, loss)
             lower = huber(there[0])
             better = lower < value
             done = jnp.where(better, value - lower <= 1e-13 * value, damping > 1e9)
@@ -59,37 +62,57 @@ def _descend(thetas: Array, rows: Array, weights: Array, delta: Array) -> tuple[
             )
             return *kept, damping, done, count + 1
 
-        here = _evaluate(theta, rows)
+        here = evaluate(theta, loss)
         state = (theta, huber(here[0]), here, jnp.ones(()), jnp.zeros((), bool), 0)
         theta, value, _, _, done, _ = lax.while_loop(lambda s: ~s[4] & (s[5] < STEPS), step, state)
         return theta, value, done
 
-    return jax.vmap(descend)(thetas, weights)
+    return jax.vmap(descend)(thetas, losses, weights)
 
 
-def solve(starts: Floats, rows: Floats, weights: Floats, delta: float) -> tuple[Floats, Floats]:
-    """Minimise sum_i weights_i Huber_delta(error_i) for each start (k, 5) under its weights (k, rows).
+def solve(
+    family: Family,
+    starts: Floats,
+    x: Floats,
+    losses: Floats,
+    weights: Floats,
+    delta: float,
+    *,
+    raw: bool = False,
+    free: Floats | None = None,
+) -> tuple[Floats, Floats]:
+    """Minimise sum_i weights_i Huber_delta(error_i) from each start (p, k), for its losses and weights (p, rows).
 
-    Returns the optima (k, 5) and their values (k,). Works in centred logs, where the problem is well conditioned, and
-    in float64 without leaving JAX's switch on. Dividing by delta^2, as some codes do, would change nothing here: the
-    step and the stopping rule are relative.
+    x (variables, rows) are logs; losses and weights broadcast over the p problems. `raw` takes the error of the loss
+    and not of its log; `free` (k,) is 0 for a coefficient that keeps its start. Gives the optima (p, k) and their
+    values (p,). Works about the centre of x, where the problem is well conditioned, without leaving JAX's float64
+    switch on. Dividing by delta^2, as some codes do, would change nothing: the step and the stopping rule are relative.
     """
-    centre = rows[:2].mean(axis=1)
-    thetas = starts.copy()
-    thetas[:, :2] -= thetas[:, 3:] * centre
+    centre = x.mean(axis=1)
+    thetas = family.shift(starts, centre)
+    shape, missing = (len(starts), x.shape[1]), -x.shape[1] % PADDING
+    losses, weights = np.broadcast_to(losses, shape), np.broadcast_to(weights, shape)
+    rows = np.concatenate([np.arange(x.shape[1]), np.zeros(missing, dtype=int)])
+    x, losses, weights = x[:, rows], losses[:, rows], np.pad(weights, ((0, 0), (0, missing)))
+    free = np.ones(starts.shape[1]) if free is None else free
     values = np.full(len(starts), np.inf)
+    centred = x - centre[:, None]
+    size = max(1, min(CHUNK, CELLS // x.shape[1]))
+
+    def descend(chunk: NDArray[np.int_]) -> NDArray[np.int_]:
+        """Take the steps of one round and give the problems that are not finished."""
+        padded = np.resize(chunk, size)
+        with jax.enable_x64(True):
+            problems = (thetas[padded], centred, losses[padded], weights[padded])
+            theta, value, done = map(np.asarray, _descend(family.log_loss, raw, *problems, free, delta))
+        thetas[padded], values[padded] = theta, value
+        return chunk[~done[: len(chunk)]]
+
     pending = np.arange(len(starts))
-    with jax.enable_x64(True):
-        centred = jnp.asarray([*(rows[:2] - centre[:, None]), rows[2]])
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in range(ROUNDS):
-            unfinished = []
-            for chunk in np.split(pending, range(CHUNK, len(pending), CHUNK)):
-                padded = np.resize(chunk, CHUNK)
-                theta, value, done = map(np.asarray, _descend(thetas[padded], centred, weights[padded], delta))
-                thetas[padded], values[padded] = theta, value
-                unfinished.append(chunk[~done[: len(chunk)]])
-            pending = np.concatenate(unfinished)
+            chunks = np.split(pending, range(size, len(pending), size))
+            pending = np.concatenate([*pool.map(descend, chunks)])
             if not len(pending):
                 break
-    thetas[:, :2] += thetas[:, 3:] * centre
-    return thetas, values
+    return family.shift(thetas, -centre), values

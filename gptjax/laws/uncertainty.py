@@ -1,26 +1,25 @@
-"""Say how far each number could have come out otherwise, and gather the fits of all approaches as one JSON object."""
+"""Say how far each number of a fit could have come out otherwise: bootstrap, profile, deletion, subsampling."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import chi2
 
-from gptjax.files import plain
-from gptjax.laws.envelope import Envelope, Frontier, envelope
-from gptjax.laws.fit import Fit
+from gptjax.laws.envelope import envelope, refit_finished
+from gptjax.laws.families import BY_EXPONENT, slopes_at
+from gptjax.laws.fit import Choices, Fit, Resample
 from gptjax.laws.forms import ChinchillaLaw
-from gptjax.laws.isoflop import Budget, Isoflop, isoflop
-from gptjax.laws.parametric import Estimator, Parametric, parametric, refit
+from gptjax.laws.isoflop import Isoflop, isoflop, refit_noise
+from gptjax.laws.parametric import Parametric, columns, refit
 from gptjax.laws.table import Floats, Runs
 
-Approach = Literal["envelope", "isoflop", "parametric"]
-APPROACHES: tuple[Approach, ...] = get_args(Approach)
-Resample = Literal["rows", "params", "noise"]
 LEVELS = (0.025, 0.975)
-BAND = 60  # budgets at which the bands of N*(C) and D*(C) are given, from the least to 10x the largest
+SAME_SIZE = 0.01  # in log N, between neighbours
+PROFILE_POINTS = 41
+MAX_DELETIONS = 2000  # rows above which single rows are not left out in turn
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,8 @@ class Draws:
     params: Floats
     tokens: Floats
     theta: Floats
+    resample: Resample
+    noise: float
     asked: int
 
     @property
@@ -37,53 +38,77 @@ class Draws:
         """The share of draws in which the approach refused or gave no law."""
         return 1 - len(self.params) / self.asked
 
+    def interval(self, values: Floats) -> Floats | None:
+        """Give the 95 % percentile interval, or None when fewer than half of the draws gave a law."""
+        return None if self.failed_share > 0.5 else np.quantile(values, LEVELS, axis=0)
 
-def bootstrap(runs: Runs, fit: Fit, *, resample: Resample, draws: int, seed: int, noise: float = math.nan) -> Draws:
-    """Fit again `draws` times, to rows drawn with replacement, to whole sizes so drawn, or to losses with added noise.
 
-    Noise (the standard deviation of one loss) suits isoFLOP and envelope, which refuse a draw that happens to leave
-    out the sizes around a minimum. The parametric fit takes rows or sizes, and starts each draw at its optimum.
+def bootstrap(runs: Runs, fit: Fit, choices: Choices, *, noise: float = math.nan) -> Draws:
+    """Fit again to rows drawn with replacement, to whole sizes so drawn, or to losses with noise.
+
+    `noise` is the standard deviation of one loss. IsoFLOP and envelope take noise where it is known, since they refuse
+    a draw that happens to leave out the sizes around a minimum. The parametric fit draws what `choices.cluster` says,
+    its noise being the scatter about the law, and starts each draw at its optimum.
     """
+    asked = choices.draws(len(runs))
     if isinstance(fit, Parametric):
-        if not (fit.law and fit.params_law):
-            return Draws(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((0, 5)), draws)
-        theta = bootstrap_theta(
-            runs, fit.law, estimator=fit.estimator, delta=fit.delta, resample=resample, draws=draws, seed=seed
-        )
-        return _of_laws(theta, draws)
-    rng = np.random.default_rng(seed)
-    again = isoflop if isinstance(fit, Isoflop) else envelope
-    laws = []
-    for _ in range(draws if fit.status == "ok" else 0):
-        if resample == "noise":
-            drawn = again(replace(runs, loss=runs.loss + noise * rng.standard_normal(len(runs))))
-        else:
-            drawn = again(runs.take(_resampled(runs, rng, resample)))
-        if drawn.params_law and drawn.tokens_law:
-            with np.errstate(divide="ignore"):  # the coefficient of a very steep draw may be 0
-                laws.append([(np.log(law.coef), law.exponent) for law in (drawn.params_law, drawn.tokens_law)])
-    table = np.array(laws).reshape(-1, 2, 2)
-    return Draws(table[:, 0], table[:, 1], np.zeros((0, 5)), draws)
+        if fit.params_law is None:
+            return Draws(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((0, 5)), choices.cluster, fit.noise, asked)
+        return _of_laws(bootstrap_theta(runs, fit, choices), choices.cluster, fit.noise, asked)
+    rng = np.random.default_rng(choices.seed)
+    resample: Resample = choices.cluster if math.isnan(noise) else "noise"
+    if fit.status != "ok":
+        table = np.zeros((0, 2, 2))
+    elif resample == "noise":
+        losses = runs.loss + noise * rng.standard_normal((asked, len(runs)))
+        again = refit_noise(runs, fit, losses) if isinstance(fit, Isoflop) else refit_finished(runs, losses)
+        table = np.stack(again, axis=1)
+    else:
+        drawn = [_again(runs.take(_resampled(runs, rng, resample)), fit) for _ in range(asked)]
+        laws = [(new.params_law, new.tokens_law) for new in drawn]
+        with np.errstate(divide="ignore"):  # the coefficient of a very steep draw may be 0
+            table = np.array([[(np.log(n.coef), n.exponent), (np.log(d.coef), d.exponent)] for n, d in laws if n and d])
+    table = table.reshape(-1, 2, 2)
+    table = table[np.isfinite(table).all(axis=(1, 2))]
+    return Draws(table[:, 0], table[:, 1], np.zeros((0, 5)), resample, noise, asked)
 
 
-def bootstrap_theta(
-    runs: Runs, law: ChinchillaLaw, *, estimator: Estimator, delta: float, resample: Resample, draws: int, seed: int
-) -> Floats:
-    """Give theta (draws, 5) of the parametric law for rows, or sizes, drawn with replacement."""
-    rng = np.random.default_rng(seed)
-    counts = [np.bincount(_resampled(runs, rng, resample), minlength=len(runs)) for _ in range(draws)]
-    return refit(runs, law, np.array(counts, dtype=np.float64), estimator, delta)
+def _again(runs: Runs, fit: Fit) -> Fit:
+    """Apply the approach of a fit to other rows, with its own settings."""
+    return isoflop(runs, interp=fit.interp, window=fit.window) if isinstance(fit, Isoflop) else envelope(runs)
 
 
-def _resampled(runs: Runs, rng: np.random.Generator, resample: Resample) -> NDArray[np.int_]:
+def bootstrap_theta(runs: Runs, fit: Parametric, choices: Choices) -> Floats:
+    """Give theta (draws, 5) of the parametric law for rows, sizes or noise so drawn."""
+    asked = choices.draws(len(runs))
+    if choices.cluster == "noise":
+        rng = np.random.default_rng(choices.seed)
+        predicted = runs.loss * np.exp(fit.errors)
+        losses = predicted * np.exp(fit.noise * rng.standard_normal((asked, len(runs))))
+        return refit(runs, fit, choices, losses=losses)[0]
+    # numpy's older generator: with its seed 42 come the draws, and so the standard errors, of Besiroglu et al. 2024
+    legacy = np.random.RandomState(choices.seed)
+    counts = [np.bincount(_resampled(runs, legacy, choices.cluster), minlength=len(runs)) for _ in range(asked)]
+    return refit(runs, fit, choices, weights=np.array(counts, dtype=np.float64))[0]
+
+
+def _resampled(runs: Runs, rng: Any, resample: Resample) -> NDArray[np.int_]:
     """Draw positions of rows, or of all rows of as many sizes as there are."""
-    if resample == "rows":
-        return rng.integers(len(runs), size=len(runs))
-    sizes = np.unique(runs.params)
-    return np.concatenate([np.flatnonzero(runs.params == size) for size in rng.choice(sizes, len(sizes))])
+    if resample == "params":
+        of_size = size_of(runs)
+        count = of_size.max() + 1
+        return np.concatenate([np.flatnonzero(of_size == size) for size in rng.choice(count, size=count)])
+    return rng.choice(len(runs), size=len(runs))
 
 
-def _of_laws(theta: Floats, asked: int) -> Draws:
+def size_of(runs: Runs) -> NDArray[np.int_]:
+    """Number the sizes, from the smallest, and give each row's; a size read off a figure differs a little by row."""
+    order = np.argsort(runs.params, kind="stable")
+    numbers = np.cumsum(np.append(0, np.diff(np.log(runs.params[order])) > SAME_SIZE))
+    return numbers[np.argsort(order)]
+
+
+def _of_laws(theta: Floats, resample: Resample, noise: float, asked: int) -> Draws:
     """Read the drawn coefficients as power laws of N* and D* under C = 6ND, without draws that have no optimum."""
     theta = theta[np.isfinite(theta).all(axis=1) & (theta[:, 3] > 0) & (theta[:, 4] > 0)]
     log_a, log_b, _, alpha, beta = theta.T
@@ -91,142 +116,115 @@ def _of_laws(theta: Floats, asked: int) -> Draws:
     log_g = (np.log(alpha / beta) + log_a - log_b) / total
     params = np.stack([log_g - beta / total * np.log(6), beta / total], axis=1)
     tokens = np.stack([-log_g - alpha / total * np.log(6), alpha / total], axis=1)
-    return Draws(params, tokens, theta, asked)
+    return Draws(params, tokens, theta, resample, noise, asked)
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """The loss of one further run and the 95 % interval for what will be measured."""
+def profile(runs: Runs, fit: Parametric, choices: Choices, draws: Draws) -> dict[str, Any]:
+    """Profile E, alpha, beta and a: the least objective at each value of one, all else free, and its 95 % interval.
 
-    loss: float
-    low: float
-    high: float
-
-
-def loss_forecast(
-    runs: Runs, law: ChinchillaLaw, theta: Floats, params: float, tokens: float, seed: int = 0
-) -> Forecast:
-    """Forecast the loss of one run at (N, D): the spread of the drawn laws, and one run's noise about its law.
-
-    The noise is the larger of the scatter of the rows about the law (n - 5 degrees of freedom) and their loss_se. The
-    form of the law is taken for true, so far from the rows the interval is too narrow.
+    The objective is no likelihood, and its rise S - S_min at the true value is chi-squared (one degree of freedom) only
+    after scaling by V_pp / (2 M_pp), where M is the inverse of the mean curvature and V the sandwich covariance, which
+    errors of unequal spread widen (Kent 1982). An end of the interval is None where the rise stays below the bar on the
+    grid, which reaches three times as far as the middle 68 % of the draws do.
     """
-    errors = np.log(law.loss(runs.params, runs.tokens) / runs.loss)
-    scatter = np.sqrt(np.sum(errors**2) / max(1, len(runs) - 5))
-    known = runs.loss_se[~np.isnan(runs.loss_se)] / runs.loss[~np.isnan(runs.loss_se)]
-    noise = max(float(scatter), float(np.median(known)) if len(known) else 0.0)
-    log_a, log_b, log_e, alpha, beta = theta.T
-    drawn = np.exp(log_e) + np.exp(log_a - alpha * np.log(params)) + np.exp(log_b - beta * np.log(tokens))
-    drawn *= np.exp(noise * np.random.default_rng(seed).standard_normal(len(theta)))
-    low, high = np.quantile(drawn, LEVELS)
-    return Forecast(float(law.loss(params, tokens)), float(low), float(high))
+    assert isinstance(fit.law, ChinchillaLaw)
+    by_exponent = replace(fit, family=BY_EXPONENT, theta=np.array([*fit.theta[:3], fit.theta[3:].sum(), fit.law.a]))
+    exponents = draws.theta[:, 4] / draws.theta[:, 3:].sum(axis=1)
+    spread = {"E": draws.theta[:, 2], "alpha": draws.theta[:, 3], "beta": draws.theta[:, 4], "a": exponents}
+    found = {}
+    for name, drawn in spread.items():
+        of = by_exponent if name == "a" else fit
+        place = of.family.coefficients.index(name)
+        bar = chi2.ppf(0.95, 1) * _scale(runs, of)[place] / 2
+        low, high = np.quantile(drawn, (0.16, 0.84))
+        values = of.theta[place] + 3 * (high - low) * np.linspace(-1, 1, PROFILE_POINTS)
+        starts = np.tile(of.theta, (PROFILE_POINTS, 1))
+        starts[:, place] = values
+        free = np.ones(5)
+        free[place] = 0
+        _, least = refit(runs, of, choices, starts=starts, free=free)
+        rise = np.maximum(least - least.min(), 0)
+        values = np.exp(values) if name == "E" else values
+        found[name] = {"values": values, "rise": rise / bar, "interval": _crossings(values, rise / bar)}
+    return found
 
 
-def fit_all(
-    runs: Runs,
-    *,
-    approaches: Sequence[Approach] = APPROACHES,
-    seed: int = 0,
-    bootstrap_draws: int = 1000,
-    delta: float = 1e-3,
-    loss: Estimator = "huber",
-    cluster: Literal["rows", "params"] = "rows",
-) -> dict[str, Any]:
-    """Fit by each approach and give the JSON object of `gptjax fit`.
+def _scale(runs: Runs, fit: Parametric) -> Floats:
+    """Estimate V_pp / M_pp of each coefficient; for errors of one spread it is E[psi^2] / E[psi'], psi = Huber's slope.
 
-    The parametric intervals resample rows, or sizes (`cluster`). Those of isoFLOP and envelope add the noise of one
-    loss, from the scatter about the parabolas or else loss_se, and resample like the parametric where neither is known.
+    A row's curvature is its being within delta; the window in which that is counted is no narrower than the errors'
+    density at 0 can be estimated in (Powell 1991), and counting row by row lets the spread differ between rows.
     """
-    by_budget = isoflop(runs)
-    noise = by_budget.noise
-    if math.isnan(noise) and not np.isnan(runs.loss_se).any():
-        noise = float(np.median(runs.loss_se))
-    result: dict[str, Any] = {}
-    for approach in approaches:
-        fit: Fit = by_budget
-        if approach == "envelope":
-            fit = envelope(runs)
-        elif approach == "parametric":
-            fit = parametric(runs, loss, delta)
-        resample: Resample = cluster if approach == "parametric" or math.isnan(noise) else "noise"
-        draws = bootstrap(runs, fit, resample=resample, draws=bootstrap_draws, seed=seed, noise=noise)
-        interval = {"resample": resample, "draws": bootstrap_draws, "failed_share": draws.failed_share, "noise": noise}
-        result[approach] = {**_common(fit, draws, runs), "interval": interval, **_particular(fit, draws)}
-    ratio = runs.tokens / runs.params
-    ranges = {"N": runs.params, "D": runs.tokens, "D/N": ratio, "C": runs.flops, "loss": runs.loss}
-    settings = {"seed": seed, "bootstrap": bootstrap_draws, "delta": delta, "loss": loss, "cluster": cluster}
-    return plain(
-        {
-            "rows": len(runs),
-            "convention": runs.convention,
-            "dropped": runs.dropped,
-            "ranges": {name: [values.min(), values.max()] for name, values in ranges.items()},
-            "settings": settings,
-            "approaches": result,
-        }
-    )
+    slope, error = slopes_at(fit.family, fit.theta, columns(runs, fit.family)), fit.errors
+    if fit.estimator == "lsq":
+        predicted = runs.loss * np.exp(fit.errors)
+        slope, error = slope * predicted[:, None], predicted - runs.loss
+    delta = {"huber": fit.delta, "lad": 1e-8}.get(fit.estimator, 1e3)
+    window = max(delta, 1.06 * error.std() * len(error) ** -0.2)
+    bend = (np.abs(error) <= window) * delta / window
+    inverse = np.linalg.pinv((slope * bend[:, None]).T @ slope)
+    pull = slope * np.clip(error, -delta, delta)[:, None]
+    return np.diag(inverse @ pull.T @ pull @ inverse) / np.diag(inverse)
 
 
-def _interval(draws: Draws, values: Floats) -> Floats | None:
-    """Give the 95 % percentile interval, or None when fewer than half of the draws gave a law."""
-    return None if draws.failed_share > 0.5 else np.quantile(values, LEVELS, axis=0)
+def _crossings(values: Floats, rise: Floats) -> list[float | None]:
+    """Find where a curve of least value 0 crosses 1 on either side, between grid points."""
+    least = int(rise.argmin())
+    left = np.flatnonzero(rise[:least] >= 1)
+    right = np.flatnonzero(rise[least:] >= 1)
+    ends: list[float | None] = [None, None]
+    if len(left):
+        i = left[-1]
+        ends[0] = float(np.interp(1, [rise[i + 1], rise[i]], [values[i + 1], values[i]]))
+    if len(right):
+        i = least + right[0]
+        ends[1] = float(np.interp(1, [rise[i - 1], rise[i]], [values[i - 1], values[i]]))
+    return ends
 
 
-def _common(fit: Fit, draws: Draws, runs: Runs) -> dict[str, Any]:
-    n_law, d_law = fit.params_law, fit.tokens_law
-    band: dict[str, Any] | None = None
-    if n_law and d_law:
-        c = np.geomspace(runs.flops.min(), 10 * runs.flops.max(), BAND)
-        band = {"C": c, "N": n_law(c), "D": d_law(c)}
-        for name, drawn in (("N", draws.params), ("D", draws.tokens)):
-            spread = _interval(draws, np.exp(drawn[:, :1] + drawn[:, 1:] * np.log(c)))
-            band[f"{name}_interval"] = None if spread is None else spread.T
-    return {
-        "status": fit.status,
-        "reasons": fit.reasons,
-        "a": n_law and n_law.exponent,
-        "a_interval": _interval(draws, draws.params[:, 1]),
-        "b": d_law and d_law.exponent,
-        "b_interval": _interval(draws, draws.tokens[:, 1]),
-        "N_coef": n_law and n_law.coef,
-        "D_coef": d_law and d_law.coef,
-        "band": band,
-        "used": fit.used,
-        "dropped": fit.dropped,
-    }
+def influence(runs: Runs, fit: Parametric, choices: Choices) -> dict[str, Any]:
+    """Leave out each row, and all rows of each size, in turn: what a and E become, and the jackknife's error of a.
+
+    The jackknife errs upward where single rows have much leverage.
+    """
+    of_size = size_of(runs)
+    sizes = [float(runs.params[of_size == size].mean()) for size in range(of_size.max() + 1)]
+    groups = {"size": np.eye(len(sizes))[of_size].T}
+    if len(runs) <= MAX_DELETIONS:
+        groups["row"] = np.eye(len(runs))
+    found: dict[str, Any] = {}
+    for name, left_out in groups.items():
+        theta, _ = refit(runs, fit, choices, weights=1 - left_out)
+        a = theta[:, 4] / theta[:, 3:].sum(axis=1)
+        found[name] = {"left_out": runs.run if name == "row" else sizes, "a": a, "E": np.exp(theta[:, 2])}
+        found[name]["a_se"] = float(np.sqrt((len(a) - 1) * np.mean((a - a.mean()) ** 2)))
+    return found
 
 
-def _particular(fit: Fit, draws: Draws) -> dict[str, Any]:
-    if isinstance(fit, Isoflop):
-        budgets = [_budget(b) for b in fit.budgets]
-        return {"a_se": fit.params_exponent_se, "b_se": fit.tokens_exponent_se, "budgets": budgets}
-    if isinstance(fit, Envelope):
-        edge_share = fit.edge.mean() if len(fit.edge) else None
-        return {"edge_share": edge_share, "frontier": _columns(fit.frontier, step=10), "changes": _columns(fit.changes)}
-    assert isinstance(fit, Parametric)
-    law = asdict(fit.law) if fit.law else dict.fromkeys(("A", "B", "E", "alpha", "beta"))
-    columns = np.concatenate([np.exp(draws.theta[:, :3]), draws.theta[:, 3:]], axis=1)
-    intervals = {f"{name}_interval": _interval(draws, column) for name, column in zip(law, columns.T, strict=True)}
-    search = {
-        name: getattr(fit, name) for name in ("estimator", "delta", "objective", "starts", "share_at_best", "errors")
-    }
-    return {**law, **intervals, **search}
+def subsample(runs: Runs, fit: Parametric, choices: Choices, draws: int = 100) -> dict[str, Any]:
+    """Give the 80 % interval of a over subsamples of 80 % of the rows, as Hoffmann et al. 2022 (Table 2) did.
+
+    For comparison with theirs only: subsamples share most rows, so it is about half as wide as it claims to be.
+    """
+    rng = np.random.default_rng(choices.seed)
+    weights = np.zeros((draws, len(runs)))
+    for row in weights:
+        row[rng.choice(len(runs), size=round(0.8 * len(runs)), replace=False)] = 1
+    theta, _ = refit(runs, fit, choices, weights=weights)
+    return {"a_interval_80": np.quantile(theta[:, 4] / theta[:, 3:].sum(axis=1), (0.1, 0.9)), "draws": draws}
 
 
-def _columns(points: Frontier, step: int = 1) -> dict[str, Floats]:
-    named = {"C": points.flops, "N": points.params, "D": points.tokens, "loss": points.loss}
-    return {name: column[::step] for name, column in named.items()}
+def design_bias(runs: Runs, law: ChinchillaLaw, approach: str, choices: Choices) -> dict[str, float] | None:
+    """Apply an approach to the parametric law's own noise-free losses at these rows: what it misses is its bias.
 
-
-def _budget(budget: Budget) -> dict[str, Any]:
-    m = budget.minimum
-    found = (m.params, m.params_se, m.tokens, m.tokens_se, m.loss, m.loss_se) if m else (None,) * 6
-    return {
-        "C": budget.flops,
-        "runs": budget.runs,
-        "window": budget.window,
-        "centre": budget.centre,
-        "curve": budget.curve,
-        **dict(zip(("N", "N_log_se", "D", "D_log_se", "loss", "loss_se"), found, strict=True)),
-        "reason": budget.reason,
-    }
+    Gives a's error and the ratio of N* at the largest budget; None where the approach refuses.
+    """
+    exact = replace(runs, loss=law.loss(runs.params, runs.tokens), loss_se=np.full(len(runs), np.nan))
+    again: Fit = envelope(exact)
+    if approach == "isoflop":
+        again = isoflop(exact, interp=choices.interp, window=choices.window)
+    if again.params_law is None:
+        return None
+    largest = runs.flops.max()
+    ratio = float(again.params_law(largest) / law.params_law(largest))
+    return {"a": again.params_law.exponent - law.a, "N_ratio_at_largest": ratio}

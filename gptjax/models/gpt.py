@@ -45,6 +45,12 @@ class GPTConfig:
     logit_cap: float = 0.0  # c tanh(logits / c) where above 0 (Gemma 2)
     init_std: float = 0.02  # 0: 1/sqrt(fan in)
     scaled_residual: bool = True  # output projections start smaller by 1/sqrt(2 n_layers) (GPT-2, section 2.3)
+    # Hyper-parameters tuned at mup_width transfer to d_model (muP, Yang et al. 2022, Table 8), and those tuned at
+    # mup_depth to n_layers (CompleteP, Dey et al. 2025, Table 1). A d_head that is given stays as the width grows,
+    # with more heads; else their number stays and d_head grows.
+    mup_width: int = 0  # 0: standard parametrization
+    mup_depth: int = 0  # 0: depth changes nothing
+    depth_alpha: float = 1.0  # residual branches times (n_layers / mup_depth)^-alpha; 1 is CompleteP
     vocab_multiple: int = how(1)  # pad the embedding's rows; padded ids get no probability
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and matmuls; weights stay float32
     remat: Literal["none", "dots", "full"] = how("none")
@@ -53,7 +59,7 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for name in ("n_kv_heads", "d_head", "d_mlp", "init_std", "logit_cap"):
+        for name in ("n_kv_heads", "d_head", "d_mlp", "init_std", "logit_cap", "mup_width", "mup_depth"):
             if getattr(self, name) < 0:
                 raise BadInput(f"{name} = {getattr(self, name)} must be at least 0")
         for name in ("vocab_size", "context", "d_model", "n_layers", "n_heads", "vocab_multiple"):
@@ -67,6 +73,10 @@ class GPTConfig:
             raise BadInput(f"rope_scaling {self.rope_scaling}: its low factor must be below its high one, as 1 and 4")
         if self.positions == "rope" and self.head_size % 2:
             raise BadInput(f"rope rotates pairs, and d_head = {self.head_size} is odd; use an even d_head")
+        if not 0 <= self.depth_alpha <= 1:
+            raise BadInput(f"depth_alpha = {self.depth_alpha} must lie in [0, 1]; 1 is CompleteP")
+        if self.mup_depth and self.norm_place == "post":
+            raise BadInput(f"mup_depth {self.mup_depth} scales branches of pre-norm layers; set norm_place to 'pre'")
 
     @property
     def kv_heads(self) -> int:
@@ -81,8 +91,31 @@ class GPTConfig:
         return self.d_mlp or 4 * self.d_model
 
     @property
+    def width_ratio(self) -> float:
+        """m of muP: how many times wider than the base the model is."""
+        return self.d_model / self.mup_width if self.mup_width else 1.0
+
+    @property
+    def depth_ratio(self) -> float:
+        """m_L of CompleteP: how many times deeper than the base the model is."""
+        return self.n_layers / self.mup_depth if self.mup_depth else 1.0
+
+    @property
+    def branch_scale(self) -> float:
+        return self.depth_ratio**-self.depth_alpha
+
+    @property
+    def attention_scale(self) -> float:
+        """1/sqrt(d_head), and 1/d_head as heads widen (Yang et al. 2022, Definition 4.1), equal at the base's heads."""
+        return 1 / sqrt(self.head_size * (1.0 if self.d_head else self.width_ratio))
+
+    @property
     def padded_vocab(self) -> int:
         return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+
+def scaled(x: jax.Array, factor: float) -> jax.Array:
+    return x if factor == 1 else x * factor
 
 
 class Block(nnx.Module):
@@ -90,10 +123,10 @@ class Block(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, config: GPTConfig) -> None:
         c = self.config = config
-        residual = 1 / sqrt(2 * c.n_layers) if c.scaled_residual else 1.0
+        residual = 1 / sqrt(2 * (c.mup_depth or c.n_layers)) if c.scaled_residual else 1.0
 
         def init(inputs: int, scale: float = 1.0) -> Init:
-            return normal(scale * (c.init_std or 1 / sqrt(inputs)))
+            return normal(scale * (c.init_std / sqrt(c.width_ratio) or 1 / sqrt(inputs)))
 
         def norm() -> Norm:
             return Norm(rngs, c.d_model, "embed", kind=c.norm, bias=c.bias, eps=c.norm_eps)
@@ -106,8 +139,9 @@ class Block(nnx.Module):
         if self.config.norm_place == "post":
             x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, segments_BT))
             return self.mlp_norm(x_BTD + self.mlp(x_BTD))
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), segments_BT)
-        x_BTD = x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        branch = self.config.branch_scale
+        x_BTD = x_BTD + scaled(self.attention(self.attention_norm(x_BTD), segments_BT), branch)
+        x_BTD = x_BTD + scaled(self.mlp(self.mlp_norm(x_BTD)), branch)
         return constrain(x_BTD, "batch", "seq", None)
 
 
@@ -116,7 +150,7 @@ class GPT(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, config: GPTConfig) -> None:
         c = self.config = config
-        init = normal(c.init_std or 1 / sqrt(c.d_model))
+        init = normal(c.init_std or 1 / sqrt(c.mup_width or c.d_model))  # muP leaves embeddings and head as at its base
         self.embedding = param(rngs, (c.padded_vocab, c.d_model), ("vocab", "embed"), init)
         if c.positions == "learned":
             self.positions = param(rngs, (c.context, c.d_model), ("positions", "embed"), init)
@@ -138,6 +172,7 @@ class GPT(nnx.Module):
         x_BTD = run_stack(self.layers, x_BTD, segments_BT, scan=c.scan, remat=c.remat)
         if c.norm_place == "pre":
             x_BTD = self.final_norm(x_BTD)
+        x_BTD = scaled(x_BTD, 1 / c.width_ratio)
         logits = self.head(x_BTD) if not c.tied else project(x_BTD, table_VD.T.astype(c.dtype))
         logits = constrain(logits, "batch", "seq", "vocab").astype(jnp.float32)
         if c.logit_cap:

@@ -84,12 +84,18 @@ def rope(x_BTNK: jax.Array, positions_T: jax.Array, theta: float, scaling: tuple
 
 
 def attend(
-    q_BTNK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, implementation: Kernel
+    q_BTNK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    segments_BT: jax.Array | None,
+    implementation: Kernel,
+    scale: float | None = None,
 ) -> jax.Array:
     """Causal softmax attention (Vaswani et al. 2017, Eq. 1), within segments where given; returns (B, T, N, K).
 
-    implementation: "xla", "cudnn" (fused, GPU, 16 bits), or "auto".
+    implementation: "xla", "cudnn" (fused, GPU, 16 bits), or "auto". scale: of the scores; None is 1/sqrt(K).
     """
+    scale = 1 / sqrt(q_BTNK.shape[-1]) if scale is None else scale
     fused = jax.default_backend() == "gpu" and q_BTNK.dtype == jnp.bfloat16 and q_BTNK.shape[-1] % 8 == 0
     kernel: Literal["xla", "cudnn"] = "xla"
     if implementation == "cudnn" or (implementation == "auto" and fused):
@@ -98,15 +104,19 @@ def attend(
     if segments_BT is not None:
         mask = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
     if kernel == "cudnn" or jax.default_backend() != "cpu":
-        return jax.nn.dot_product_attention(q_BTNK, k_BSGK, v_BSGK, mask=mask, is_causal=True, implementation=kernel)
-    return _attend_batched(q_BTNK, k_BSGK, v_BSGK, mask)
+        return jax.nn.dot_product_attention(
+            q_BTNK, k_BSGK, v_BSGK, mask=mask, is_causal=True, scale=scale, implementation=kernel
+        )
+    return _attend_batched(q_BTNK, k_BSGK, v_BSGK, mask, scale)
 
 
-def _attend_batched(q_BTNK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: jax.Array | None) -> jax.Array:
+def _attend_batched(
+    q_BTNK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: jax.Array | None, scale: float
+) -> jax.Array:
     """The same arithmetic as plain batched matmuls over (B, G), which XLA's CPU backend runs fastest."""
     B, T, N, K = q_BTNK.shape
     S, G = k_BSGK.shape[1:3]
-    q = q_BTNK.transpose(0, 2, 1, 3).reshape(B, G, N // G * T, K) * (1 / sqrt(K))
+    q = q_BTNK.transpose(0, 2, 1, 3).reshape(B, G, N // G * T, K) * scale
     k, v = k_BSGK.transpose(0, 2, 3, 1), v_BSGK.transpose(0, 2, 1, 3)
     scores = (q @ k).astype(jnp.float32).reshape(B, N, T, S)
     visible = jnp.tril(jnp.ones((T, S), bool))
@@ -139,7 +149,7 @@ class Attention(nnx.Module):
             positions = jnp.arange(x_BTD.shape[1])
             q, k = (rope(a, positions, c.rope_theta, c.rope_scaling) for a in (q, k))
         q = constrain(q, "batch", "seq", "heads", None)
-        return self.out(attend(q, k, v, segments_BT, c.attention))
+        return self.out(attend(q, k, v, segments_BT, c.attention, c.attention_scale))
 
 
 class MLP(nnx.Module):

@@ -16,10 +16,10 @@ import numpy as np
 
 from gptjax.data.loader import open_stores
 from gptjax.files import read_json, try_lock, write_file, write_json
-from gptjax.laws.predict import NoForecast, predict, register, score
+from gptjax.laws.analysis import fit_all
+from gptjax.laws.predict import NoForecast, forecaster, predict, register, score
 from gptjax.laws.report import write_report
 from gptjax.laws.table import read_runs
-from gptjax.laws.uncertainty import fit_all
 from gptjax.sweep.execute import check, execute
 from gptjax.sweep.ledger import Ledger, Row
 from gptjax.sweep.plan import Plan, SweepConfig, holdout_run, make_plan, short
@@ -48,10 +48,9 @@ def hold_out(sweep: SweepConfig, cells: Plan, directory: Path, workers: int) -> 
     """Predict a larger run, write the prediction down, and only then train and score it; return the plan with it."""
     path = directory / "prediction.json"
     if not path.is_file():
-        runs = read_runs(directory / "runs.csv")
-        law = fit_all(runs)
-        run = holdout_run(sweep, predict(runs, law, flops=sweep.holdout)["params"])
-        prediction = predict(runs, law, flops=run.flops, params=run.params, tokens=run.tokens)
+        law = forecaster(fit_all(read_runs(directory / "runs.csv"), tables=False))
+        run = holdout_run(sweep, predict(law, flops=sweep.holdout)["params"])
+        prediction = predict(law, flops=run.flops, params=run.params, tokens=run.tokens)
         with try_lock(directory / "locks" / "prediction.json") as mine:
             if mine and not path.is_file():  # another executor may have written it meanwhile
                 register(prediction, path)

@@ -1,5 +1,6 @@
 """From budgets and sizes to runs: what each costs, what branches off what, and what rounding or limits removed."""
 
+import itertools
 import math
 import zlib
 from collections.abc import Callable, Hashable
@@ -33,21 +34,25 @@ class Speed:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """A grid of budgets x sizes around one base run; sizes are whatever `shape` turns into a model.
+    """A grid of budgets (or token horizons) x sizes around one base run; sizes are whatever `shape` turns into a model.
 
     With base.optim.schedule = "wsd", each size trains one trunk at a constant rate, and every budget is a cooldown
     branch of it; rules then see the largest D of their size. Otherwise each cell is a run of its own, and rules see its
-    own D. A number in the place of a rule is that number always.
+    own D. A number in the place of a rule is that number always. Each cell is trained once for every factor of the
+    rules' rate and every factor of their batch, a trunk likewise; the held-out run is trained at the rules' own.
     """
 
     base: RunConfig
-    budgets: tuple[float, ...]  # training FLOPs under `convention`
     sizes: tuple[Hashable, ...]
     shape: Callable[[Any], GPTConfig]
     lr: Rule
     batch_tokens: Rule
+    budgets: tuple[float, ...] = ()  # training FLOPs under `convention`
+    horizons: tuple[float, ...] = ()  # or tokens: the same for every size
     b2: Rule = always(0.95)
     warmup_tokens: Rule = warmup_of_params  # a tenth of the shortest run of a size at most
+    lr_factors: tuple[float, ...] = (1.0,)
+    batch_factors: tuple[float, ...] = (1.0,)
     seeds: tuple[int, ...] = (0,)
     convention: str = "6n_total"  # of FLOPs; see models/count.py
     tokens_per_param: tuple[float, float] = (1.0, 1000.0)  # cells outside are removed
@@ -64,12 +69,32 @@ class SweepConfig:
                 object.__setattr__(self, name, always(rule))
             elif not callable(rule):
                 raise BadInput(f"{name} = {rule!r} is neither a number nor a rule(N, D); give one of the two")
-        if not self.budgets or not self.sizes or not self.seeds:
-            raise BadInput("a sweep needs at least one budget, one size and one seed")
-        if any(not budget > 0 for budget in (*self.budgets, *([self.holdout] if self.holdout else []))):
-            raise BadInput(f"budgets {self.budgets} and holdout {self.holdout} are FLOPs and must be above 0")
+        if bool(self.budgets) == bool(self.horizons) or not self.sizes or not self.seeds:
+            raise BadInput("a sweep needs budgets or horizons, not both, and at least one size and one seed")
+        for name in ("lr_factors", "batch_factors"):
+            if not getattr(self, name) or any(not factor > 0 for factor in getattr(self, name)):
+                raise BadInput(
+                    f"{name} {getattr(self, name)} must be one number or more, each above 0; 1 is the rule's own"
+                )
+        if any(not x > 0 for x in (*self.budgets, *self.horizons, *([self.holdout] if self.holdout else []))):
+            given = f"budgets {self.budgets}, horizons {self.horizons} and holdout {self.holdout}"
+            raise BadInput(f"{given} are FLOPs, tokens and FLOPs, and must be above 0")
         if self.holdout and not self.holdout_sizes:
             raise BadInput("holdout needs holdout_sizes to choose its model from; give at least one size")
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What multiplies the rules' rate and batch in one trial of a cell."""
+
+    lr: float = 1.0
+    batch: float = 1.0
+
+    @property
+    def suffix(self) -> str:
+        """Name what differs from the rules, as -lr2-b0.5."""
+        named = (("lr", self.lr), ("b", self.batch))
+        return "".join(f"-{name}{factor:g}" for name, factor in named if factor != 1)
 
 
 @dataclass(frozen=True)
@@ -115,23 +140,25 @@ class Plan:
 
 
 def make_plan(sweep: SweepConfig) -> Plan:
-    """Lay out every budget x size x seed as runs."""
+    """Lay out every budget x size x batch x rate x seed as runs."""
     runs: list[PlannedRun] = []
     removed: list[Removed] = []
-    for size in sweep.sizes:
+    for size, batch in itertools.product(sweep.sizes, sweep.batch_factors):
         steps = {}
-        for budget in sorted(sweep.budgets):
-            steps[budget], reason = _steps(sweep, size, budget, _horizon(sweep, size, budget))
+        for budget in _budgets(sweep, size):
+            steps[budget], reason = _steps(sweep, size, budget, _horizon(sweep, size, budget), batch)
             if reason:
-                removed.append(Removed(label(size), budget, reason))
+                removed.append(Removed(label(size) + Factors(batch=batch).suffix, budget, reason))
                 del steps[budget]
-        for seed in sweep.seeds:
-            runs += _runs_of_size(sweep, size, seed, steps) if steps else []
+        for lr, seed in itertools.product(sweep.lr_factors, sweep.seeds):
+            runs += _runs_of_size(sweep, size, seed, steps, Factors(lr, batch)) if steps else []
     if not runs:
         raise BadInput(f"no cell is left: {removed[0].size} at {removed[0].budget:.3g} {removed[0].reason}")
     names = [run.name for run in runs]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise BadInput(f"two cells are called {twice}; give budgets that differ in three digits, and each size once")
+        raise BadInput(
+            f"two cells are called {twice}; give budgets that differ in three digits, and each size and factor once"
+        )
     if sweep.holdout:
         holdout_run(sweep, _params(sweep, sweep.holdout_sizes[0]))
     return Plan(sweep.convention, tuple(runs), tuple(removed))
@@ -170,6 +197,11 @@ def _flops_per_token(sweep: SweepConfig, size: Any) -> float:
     return conventions[sweep.convention]
 
 
+def _budgets(sweep: SweepConfig, size: Any) -> list[float]:
+    """Return the budgets of a size in order: the sweep's, or what its horizons cost."""
+    return sorted(sweep.budgets or (tokens * _flops_per_token(sweep, size) for tokens in sweep.horizons))
+
+
 def _ratio(sweep: SweepConfig, size: Any, budget: float) -> float:
     """Return the tokens per parameter that a budget buys."""
     return budget / _flops_per_token(sweep, size) / _params(sweep, size)
@@ -180,13 +212,13 @@ def _horizon(sweep: SweepConfig, size: Any, budget: float) -> float:
     if sweep.base.optim.schedule != "wsd":
         return budget
     low, high = sweep.tokens_per_param
-    return max((b for b in sweep.budgets if low <= _ratio(sweep, size, b) <= high), default=budget)
+    return max((b for b in _budgets(sweep, size) if low <= _ratio(sweep, size, b) <= high), default=budget)
 
 
-def _batch(sweep: SweepConfig, size: Any, horizon: float) -> int:
-    """Return sequences a step: the rule's tokens in whole sequences."""
+def _batch(sweep: SweepConfig, size: Any, horizon: float, factor: float = 1.0) -> int:
+    """Return sequences a step: the rule's tokens, times a factor, in whole sequences."""
     n, context = _params(sweep, size), sweep.shape(size).context
-    return max(1, round(sweep.batch_tokens(n, horizon / _flops_per_token(sweep, size)) / context))
+    return max(1, round(factor * sweep.batch_tokens(n, horizon / _flops_per_token(sweep, size)) / context))
 
 
 def _cooldown(base: RunConfig, steps: int) -> int:
@@ -195,13 +227,13 @@ def _cooldown(base: RunConfig, steps: int) -> int:
     return max(call, round(base.optim.cooldown * steps / call) * call)
 
 
-def _steps(sweep: SweepConfig, size: Any, budget: float, horizon: float) -> tuple[int, str]:
+def _steps(sweep: SweepConfig, size: Any, budget: float, horizon: float, batch_factor: float = 1.0) -> tuple[int, str]:
     """Return the steps of a cell, in whole calls, and the reason to remove it, if there is one."""
     ratio, (low, high) = _ratio(sweep, size, budget), sweep.tokens_per_param
     if not low <= ratio <= high:
         return 0, f"has {ratio:.3g} tokens per parameter, outside {low:g} to {high:g}"
     call = sweep.base.steps_per_call
-    tokens_per_step = _batch(sweep, size, horizon) * sweep.shape(size).context
+    tokens_per_step = _batch(sweep, size, horizon, batch_factor) * sweep.shape(size).context
     exact = budget / _flops_per_token(sweep, size) / tokens_per_step
     steps = round(exact / call) * call
     if steps < sweep.min_steps:
@@ -213,14 +245,16 @@ def _steps(sweep: SweepConfig, size: Any, budget: float, horizon: float) -> tupl
     return steps, ""
 
 
-def _config(sweep: SweepConfig, size: Any, seed: int, steps: int, horizon: float) -> RunConfig:
+def _config(
+    sweep: SweepConfig, size: Any, seed: int, steps: int, horizon: float, factors: Factors = Factors()
+) -> RunConfig:
     """Fill the base run in for a size."""
     base, model, n = sweep.base, sweep.shape(size), _params(sweep, size)
-    d, batch = horizon / _flops_per_token(sweep, size), _batch(sweep, size, horizon)
+    d, batch = horizon / _flops_per_token(sweep, size), _batch(sweep, size, horizon, factors.batch)
     warmup = round(sweep.warmup_tokens(n, d) / (batch * model.context))
     optim = replace(
         base.optim,
-        lr=sweep.lr(n, d),
+        lr=factors.lr * sweep.lr(n, d),
         b2=sweep.b2(n, d),
         warmup=max(1, min(warmup, steps // 10)),
         cooldown=_cooldown(base, steps) / steps,
@@ -228,9 +262,11 @@ def _config(sweep: SweepConfig, size: Any, seed: int, steps: int, horizon: float
     return replace(base, model=model, optim=optim, batch=batch, steps=steps, seed=seed)
 
 
-def _runs_of_size(sweep: SweepConfig, size: Any, seed: int, steps: dict[float, int]) -> list[PlannedRun]:
-    suffix = f"-s{seed}" if seed != sweep.seeds[0] else ""
-    configs = {b: _config(sweep, size, seed, n, _horizon(sweep, size, b)) for b, n in steps.items()}
+def _runs_of_size(
+    sweep: SweepConfig, size: Any, seed: int, steps: dict[float, int], factors: Factors
+) -> list[PlannedRun]:
+    suffix = factors.suffix + (f"-s{seed}" if seed != sweep.seeds[0] else "")
+    configs = {b: _config(sweep, size, seed, n, _horizon(sweep, size, b), factors) for b, n in steps.items()}
     runs, parent = [], None
     if sweep.base.optim.schedule == "wsd":
         warmup = min(config.optim.warmup for config in configs.values())

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,25 +14,16 @@ from tqdm import tqdm
 
 from gptjax.config import RunConfig, to_json
 from gptjax.data.store import TokenStore
+from gptjax.devices import device_of, devices
 from gptjax.models.count import flops_per_token
 from gptjax.question import fingerprint
 
-PEAK_FLOPS = {  # dense bf16 FLOP/s of one device, by the start of jax's device_kind; makers' datasheets
-    "NVIDIA H200": 989e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA A100": 312e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-}
 
-
+@cache
 def peak_flops() -> float:
     """Return the peak of all devices together, or nan where it is not known."""
-    kind = jax.devices()[0].device_kind
-    matches = [peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)]
-    return matches[0] * jax.device_count() if matches else math.nan
+    device = device_of(jax.devices()[0].device_kind, devices())
+    return device.peak_flops_per_s * jax.device_count() if device else math.nan
 
 
 class MetricsWriter:

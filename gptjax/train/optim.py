@@ -12,8 +12,10 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from gptjax.errors import BadInput
+from gptjax.models.gpt import GPTConfig
 from gptjax.params import Axes, Params, map_axes
 from gptjax.question import check_choices
+from gptjax.train.mup import is_hidden, transfer
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def decays(axes: Axes) -> bool:
 
 def _muon_matrix(axes: Axes) -> MuonDimensionNumbers | None:
     """Give the matrix that Muon orthogonalises in a layer's weight; None leaves the weight to AdamW."""
-    if axes[0] != "layers" or not decays(axes):
+    if not is_hidden(axes):
         return None
     others = tuple(i for i, axis in enumerate(axes) if axis not in ("layers", "embed"))
     embed = (axes.index("embed"),)
@@ -97,10 +99,12 @@ def _muon_matrix(axes: Axes) -> MuonDimensionNumbers | None:
     return MuonDimensionNumbers(reduction_axis=others if writes else embed, output_axis=embed if writes else others)
 
 
-def make_optimizer(config: OptimConfig, axes: Params) -> optax.GradientTransformation:
+def make_optimizer(config: OptimConfig, axes: Params, model: GPTConfig | None = None) -> optax.GradientTransformation:
     """Build the optimizer at a learning rate of one; `axes` decides what decays and what Muon takes.
 
-    Decay is decoupled (Loshchilov & Hutter 2019): weight_decay times the learning rate, whatever the optimizer.
+    Decay is decoupled (Loshchilov & Hutter 2019): weight_decay times the learning rate, whatever the optimizer. A
+    `model` with mup_width or mup_depth gives each weight its share of rate, eps and decay. Raises BadInput where the
+    optimizer has no rule for that.
     """
     c = config
     if c.name == "adamw":
@@ -120,4 +124,7 @@ def make_optimizer(config: OptimConfig, axes: Params) -> optax.GradientTransform
             consistent_rms=0.2,
         )
     decay = optax.add_decayed_weights(-c.weight_decay, map_axes(decays, axes))
-    return optax.chain(optax.clip_by_global_norm(c.clip) if c.clip else optax.identity(), tx, decay)
+    clip = optax.clip_by_global_norm(c.clip) if c.clip else optax.identity()
+    if model and (model.mup_width or model.mup_depth):
+        return optax.chain(clip, transfer(tx, decay, axes, model, c.name))
+    return optax.chain(clip, tx, decay)

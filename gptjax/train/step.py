@@ -102,7 +102,7 @@ class Programs:
 def make_programs(config: GPTConfig, optim: OptimConfig, layout: Layout, z_loss: float, accumulate: int) -> Programs:
     """Jit init, training and evaluation over a layout; runs that differ only in schedule or horizon share them."""
     model = gpt(config)
-    optimizer = make_optimizer(optim, model.axes)
+    optimizer = make_optimizer(optim, model.axes, config)
     abstract = abstract_state(model, optimizer, layout)
     shardings = jax.tree.map(lambda s: s.sharding, abstract)
     batches = layout.sharding((None, "batch", "seq"))

@@ -1,0 +1,66 @@
+"""Hyper-parameter transfer: what muP and CompleteP make of one learning rate, eps and decay at each weight.
+
+The forward pass and the initialization have their part in `models/gpt.py`; here is the optimizer's, from axis names.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gptjax.errors import BadInput
+from gptjax.models.gpt import GPTConfig
+from gptjax.params import Axes, Params, map_axes
+
+
+@dataclass(frozen=True)
+class Factors:
+    """What multiplies the optimizer's learning rate, eps and weight decay at one weight."""
+
+    rate: float = 1.0
+    eps: float = 1.0
+    decay: float = 1.0
+
+
+def is_hidden(axes: Axes) -> bool:
+    """Say whether a weight is a matrix of a layer: both of its sides widen with the model."""
+    return axes[0] == "layers" and "embed" in axes and len(axes) > 2
+
+
+def factors(axes: Axes, config: GPTConfig, optimizer: str = "adamw") -> Factors:
+    """Return a weight's factors: Dey et al. 2025 (CompleteP), Table 1; with no depth to scale, muP's.
+
+    An update of entries of size 1 that is aligned with its input adds over the fan-in, so a hidden matrix has rate
+    1/m under Adam and Lion (Yang et al. 2022, Table 8). Muon's, of that size and orthogonal, has a norm of sqrt(m)
+    only, so 1/sqrt(m) keeps it (Yang, Simon & Bernstein 2023, Condition 1). Decay makes up for width, so that rate
+    times decay does not see it. Raises BadInput for an optimizer without a known rule.
+    """
+    if optimizer not in ("adamw", "lion", "muon"):
+        raise BadInput(f"optim.name {optimizer!r} has no known rule of transfer; use adamw, lion or muon")
+    m, m_L, alpha = config.width_ratio, config.depth_ratio, config.depth_alpha
+    if axes[0] != "layers":  # embeddings, positions, head, final norm
+        return Factors(eps=1 / m)
+    width = 1.0
+    if is_hidden(axes):
+        width = m**-0.5 if optimizer == "muon" else 1 / m
+    return Factors(rate=width * m_L ** (alpha - 1), eps=m_L**-alpha / m, decay=1 / width)
+
+
+def transfer(
+    tx: optax.GradientTransformation, decay: optax.GradientTransformation, axes: Params, config: GPTConfig, name: str
+) -> optax.GradientTransformation:
+    """Chain an optimizer and its decoupled decay, both at a rate of one, with each weight's factors."""
+    each = map_axes(lambda a: factors(a, config, name), axes)
+    return optax.chain(
+        scale_by(jax.tree.map(lambda f: 1 / f.eps, each)),  # Adam of g / f with eps is Adam of g with f eps
+        tx,
+        scale_by(jax.tree.map(lambda f: 1 / f.decay, each)),
+        decay,
+        scale_by(jax.tree.map(lambda f: f.rate * f.decay, each)),  # the update now has rate, the decay rate x decay
+    )
+
+
+def scale_by(factor: Params) -> optax.GradientTransformation:
+    """Multiply each weight's update by its factor."""
+    return optax.stateless(lambda updates, _: jax.tree.map(jnp.multiply, updates, factor))

@@ -1,0 +1,246 @@
+"""The page needs nothing else, draws exactly the rows that were fitted, and shows doubt and refusal as such."""
+
+import csv
+import json
+import re
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.contour import ContourSet
+from matplotlib.figure import Figure
+
+from gptjax.errors import BadInput
+from gptjax.files import write_json
+from gptjax.laws import plot, plot_doubt, report
+from gptjax.laws.analysis import fit_all
+from gptjax.laws.fit import Choices
+from gptjax.laws.forms import ChinchillaLaw
+from gptjax.laws.predict import forecaster, predict, register
+from gptjax.laws.report import write_report
+from gptjax.laws.simulate import ladder, simulate
+from gptjax.laws.style import TWINS
+from gptjax.laws.table import Curve, Runs, read_runs
+
+PLANTED = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)
+CHOSEN = Choices(drop_highest_loss=2, bootstrap=60, seed=3)
+
+
+def write_runs(path: Path, runs: Runs) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", "params", "tokens", "flops", "loss", "note"])
+        writer.writerows(
+            [*row, "<b>&"] for row in zip(runs.run, runs.params, runs.tokens, runs.flops, runs.loss, strict=True)
+        )
+
+
+def words(figure: Figure) -> str:
+    """Give all that a figure says: titles, labels, notes and legends."""
+    legends = [text for legend in figure.legends for text in legend.get_texts()]
+    legends += [text for axes in figure.axes if axes.get_legend() for text in axes.get_legend().get_texts()]
+    notes = [text for axes in figure.axes for text in (*axes.texts, axes.title, axes._left_title)]
+    ticks = [text for axes in figure.axes for text in axes.get_yticklabels()]
+    return " | ".join(text.get_text() for text in (*legends, *notes, *ticks))
+
+
+@pytest.fixture(scope="module")
+def runs() -> Runs:
+    return simulate(PLANTED, *ladder(PLANTED, [1e11, 3e11, 1e12, 3e12], sizes=6), noise=0.004, seed=0)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, runs: Runs) -> tuple[Path, list[Runs]]:
+    """A whole report, with everything that may stand beside runs.csv, and the rows that were drawn."""
+    directory = tmp_path_factory.mktemp("report")
+    write_runs(directory / "runs.csv", runs)
+    with (directory / "curves.csv").open("w") as file:
+        file.write("run,params,tokens,flops,loss\n")
+        for name, n, d in zip(runs.run, runs.params, runs.tokens, strict=True):
+            for t in np.geomspace(d / 50, d, 20):
+                file.write(f"{name},{n},{t},{6 * n * t},{PLANTED.loss(n, t)}\n")
+    write_json(directory / "facts.json", {"title": "Planted", "corpus": "none", "not_run": ["d8 has no room"]})
+    before = fit_all(runs, replace(CHOSEN, bootstrap=50), approaches=["parametric"], tables=False)
+    register(predict(forecaster(before), flops=1e13), directory / "prediction.json")
+    drawn: list[Runs] = []
+    inner = plot.loss_against_compute
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plot, "loss_against_compute", lambda rows, *rest: drawn.append(rows) or inner(rows, *rest))
+        write_report(directory, CHOSEN)
+    return directory, drawn
+
+
+@pytest.fixture(scope="module")
+def law(made) -> dict:
+    return json.loads((made[0] / "law.json").read_text())
+
+
+def test_the_page_needs_nothing_else_and_every_name_in_it_is_its_own(made, law):
+    directory, _ = made
+    page = (directory / "report.html").read_text()
+    assert "src=" not in page and "<script" not in page and "url(http" not in page and "&lt;b&gt;&amp;" in page
+    ids = re.findall(r' id="([^"]+)"', page)
+    referred = re.findall(r'href="#([^"]+)"', page) + re.findall(r"url\(#([^)]+)\)", page)
+    assert len(ids) == len(set(ids)) and referred and set(referred) == set(ids)
+    assert len(re.findall("href=", page)) == len(re.findall('href="#', page))
+    pictures = {path.stem for path in (directory / "figures").glob("*.png")}
+    assert {"isoflop", "optimum", "loss_compute", "contours", "residuals", "training"} < pictures
+    assert {"bootstrap", "profile", "influence", "choices", "extrapolation", "prediction"} < pictures
+    for drawing in ("<figure>", '<svg class="narrow"', '<svg class="wide"'):
+        assert page.count(drawing) == len(pictures) == 12
+    assert f"{law['approaches']['isoflop']['a']:.3f}" in page and "d8 has no room" in page and len(page) < 1.5e6
+    assert not list(directory.glob(".*"))  # no half-written file left behind
+
+
+def test_every_colour_of_a_figure_has_a_twin_on_a_dark_page(made):
+    page = (made[0] / "report.html").read_text()
+    light, dark = (dict(re.findall(r"(--c\d+): (#\w+)", part)) for part in page.split("scheme: dark) { :root { --c0"))
+    drawings = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    used = set(re.findall(r"var\((--c\d+)\)", drawings))
+    assert used and all(light[name] in TWINS and dark.get(name, "--c0") in (*TWINS.values(), "--c0") for name in used)
+    strangers = {c for c in re.findall(r"#[0-9a-f]{6}\b", drawings)} - {"#000000", "#ffffff"}
+    assert not strangers, strangers
+
+
+def test_what_is_drawn_and_written_is_what_was_fitted_with_the_choices_made(made, law):
+    directory, drawn = made
+    raw = read_runs(directory / "runs.csv")
+    assert law["settings"] == {**vars(CHOSEN)} and law["rows"] == len(raw) - 2
+    for rows in drawn:
+        assert rows.run == tuple(law["approaches"]["parametric"]["used"]) and len(rows) == len(raw) - 2
+    page = (directory / "report.html").read_text()
+    assert "the 2 highest losses, by choice" in page and "is one of the 2 highest, left out" in page
+    assert law["approaches"]["envelope"]["method"] == "finished runs" and "finished runs only" in page
+
+
+def test_methods_answer_the_checklist(made, law):
+    page = (made[0] / "report.html").read_text()
+    text = page[page.index("<h2>Methods</h2>") :]
+    for said in ("C = column flops", "Huber errors of log loss (&delta; = 0.001)", "unweighted", "4500 starts",
+                 "60 bootstrap draws, seed 3", "rows drawn with replacement", "3 on either side", "Kent 1982",
+                 "Not recorded beside the table: tokenizer, optimizer", "not an entropy", "Table 2",
+                 "The table names no seeds", "Bias of the design"):  # fmt: skip
+        assert said in text, said
+    akima = deepcopy(law)
+    akima["settings"] |= {"interp": "akima"}
+    akima["approaches"]["parametric"] |= {"estimator": "lad"}
+    akima["approaches"]["isoflop"]["interval"] |= {"resample": "params"}
+    rows = CHOSEN.rows(read_runs(made[0] / "runs.csv"))
+    text = " ".join(report.methods(rows, akima, {}))
+    assert "Akima spline" in text and "sum of absolute errors" in text and "whole sizes drawn" in text
+
+
+def test_a_degenerate_law_says_so_on_every_figure_of_it(runs, law):
+    rows = CHOSEN.rows(runs)
+    bad = deepcopy(law)
+    bad["approaches"]["parametric"] |= {"status": "degenerate", "reasons": ["alpha = 3 is outside (0, 2]"]}
+    bad["approaches"]["isoflop"] |= {"status": "refused", "band": None, "a": None}
+    said = {"flops": 1e13, "params": 2e5, "tokens": 8e6, "loss": 2.7, "loss_interval": None}
+    for draw in (
+        lambda law: plot.loss_against_compute(rows, law, []),
+        lambda law: plot.optimum_against_compute(rows, law, None),
+        lambda law: plot.loss_contours(rows, law),
+        lambda law: plot.residuals(rows, law),
+        lambda law: plot.prediction_against_outcome(rows, law, said, None),
+        lambda law: plot_doubt.bootstrap_clouds(law, narrow=True),
+        lambda law: plot_doubt.profiles(law),
+        lambda law: plot_doubt.influence(rows, law),
+    ):
+        assert "degenerate" in words(draw(bad)) and "degenerate" not in words(draw(law))
+    assert "isoFLOP (refused)" in words(plot.optimum_against_compute(rows, bad, None))
+    assert "predicted, no interval" in words(plot.prediction_against_outcome(rows, law, said, None))
+
+
+def test_no_choice_is_silently_absent(law):
+    entries = deepcopy(law["choices"])
+    entries[1] |= {"status": "refused", "a": None, "a_interval": None}
+    entries[2] |= {"status": "degenerate", "a": 40.0, "a_interval": [-3.0, 90.0]}
+    for narrow in (False, True):
+        figure = plot_doubt.choices_forest({"choices": entries}, narrow)
+        assert len(figure.axes[0].get_yticklabels()) == len(entries)
+        assert words(figure).count("refused") == 1 and words(figure).count("degenerate") == 1
+        assert figure.axes[0].get_xlim()[1] < 5  # a wild entry does not flatten the others
+    nothing = [{**entry, "status": "refused", "a": None, "a_interval": None} for entry in entries]
+    assert words(plot_doubt.choices_forest({"choices": nothing})).count("refused") == len(entries)
+    text = " ".join(map(str, report._choices({"choices": entries})))
+    assert f"2 of {len(entries)} fits are refused" in text and "2 refused or degenerate, with reasons" in text
+
+
+def test_cuts_whose_fit_was_refused_or_degenerate_are_marked(law):
+    cuts = [{**law["extrapolation"][0], "max_flops": c, "isoflop_N_ratio": None} for c in (1e11, 1e12, 1e13)]
+    cuts[1] |= {"status": "degenerate", "rmse": 1e9, "bias": 1e9, "parametric_N_ratio": 1e30}
+    figure = plot_doubt.extrapolation_by_cut({**law, "extrapolation": cuts})
+    assert "isoFLOP: refused" in words(figure) and "degenerate" in words(figure)
+    errors, ratio = figure.axes
+    assert errors.get_ylim()[1] < 100 and ratio.get_ylim()[1] <= plot_doubt.FAR**1.3
+
+
+def test_regions_hold_the_share_of_draws_they_claim(law):
+    rng = np.random.default_rng(0)
+    theta = np.array([4.0, 6.0, 0.5, 0.37, 0.42]) + 0.02 * rng.standard_normal((2000, 5)) * [1, 1, 1, 1, 2]
+    theta[:20, 3:] *= 30  # a few far draws, as from a bootstrap that lost the law
+    many = deepcopy(law)
+    many["approaches"]["parametric"]["theta_draws"] = theta.tolist()
+    axes = plot_doubt.bootstrap_clouds(many).axes[0]
+    (regions,) = (artist for artist in axes.collections if isinstance(artist, ContourSet))
+    for path, share in zip(regions.get_paths(), (0.95, 0.68), strict=True):
+        inside = np.zeros(len(theta), dtype=int)
+        for polygon in path.to_polygons():
+            inside += [*map(int, path.__class__(polygon).contains_points(theta[:, 3:]))]
+        assert np.mean(inside % 2) == pytest.approx(share, abs=0.025)
+    shown = sum(len(line.get_xdata()) for line in axes.lines if line.get_marker() == ".")
+    assert shown <= plot_doubt.CLOUD
+
+
+@pytest.mark.parametrize("interp", ["parabola", "akima"])
+def test_the_line_through_a_budget_has_its_minimum_where_the_diamond_is(runs, interp):
+    choices = Choices(interp=interp, bootstrap=50)
+    law = fit_all(runs, choices, approaches=["isoflop"], tables=False)
+    axes = plot.isoflop_parabolas(runs, law).axes[0]
+    budgets = [budget for budget in law["approaches"]["isoflop"]["budgets"] if budget["N"]]
+    assert budgets
+    lines = [line for line in axes.lines if len(line.get_xdata()) == 80]
+    for budget in budgets:
+        assert any(
+            abs(np.min(line.get_ydata()) / budget["loss"] - 1) < 1e-4
+            and abs(np.log(line.get_xdata()[np.argmin(line.get_ydata())] / budget["N"])) < 0.06
+            for line in lines
+        ), budget["C"]
+    law["approaches"] |= {"envelope": {"band": None}, "parametric": {"band": None}}
+    captions = [plate.caption for plate in report._optima(runs, law, None)]
+    assert ("An Akima spline" if interp == "akima" else "A parabola") in captions[0]
+
+
+def test_an_envelope_of_training_curves_is_said_to_be_one(runs, law, tmp_path):
+    curves = [
+        Curve(name, n, t := np.geomspace(d / 50, d, 40), 6 * n * t, PLANTED.loss(n, t))
+        for name, n, d in zip(runs.run, runs.params, runs.tokens, strict=True)
+    ]
+    chosen = Choices(unfinished=True, bootstrap=50)
+    by_curves = fit_all(runs, chosen, approaches=["envelope"], curves=curves, tables=False)["approaches"]["envelope"]
+    said = report._envelope_words(by_curves)
+    assert "training curves" in said and f"{100 * min(by_curves['run_share']):.0f} %" in said
+    drawn = deepcopy(law)
+    drawn["approaches"]["envelope"] = by_curves
+    legend = words(plot.loss_against_compute(runs, drawn, curves))
+    assert "envelope of the training curves" in legend and "before the last 15 % of a run" in legend
+    write_runs(tmp_path / "runs.csv", runs)
+    with pytest.raises(BadInput, match=r"has no curves\.csv"):
+        write_report(tmp_path, chosen)
+
+
+def test_curves_are_drawn_as_the_rows_count_them_and_only_theirs(runs):
+    rows = replace(runs.take(np.arange(3)), flops=2 * runs.flops[:3], params=runs.params[:3] / 4)
+    tokens = np.array([10.0, 100.0])
+    curves = [Curve(name, n, tokens, 6 * n * tokens, tokens) for name, n in zip(runs.run, runs.params, strict=True)]
+    kept = report._counted(curves, rows)
+    assert [curve.run for curve in kept] == list(rows.run)
+    assert kept[0].params == rows.params[0] and kept[0].flops == pytest.approx(12 * runs.params[0] * tokens)
+
+
+def test_a_report_of_too_few_rows_says_so(tmp_path, runs):
+    write_runs(tmp_path / "runs.csv", runs.take(np.arange(3)))
+    page = write_report(tmp_path, Choices(bootstrap=50)).read_text()
+    assert "every approach refused" in page and "add" in page and "These rows were refused" in page

@@ -1,0 +1,230 @@
+"""A table is read under any convention its columns allow, in any order, and what cannot be so is said in a line."""
+
+from dataclasses import asdict, fields
+
+import numpy as np
+import pytest
+
+from gptjax.errors import BadInput
+from gptjax.laws.envelope import envelope
+from gptjax.laws.forms import ChinchillaLaw
+from gptjax.laws.isoflop import isoflop
+from gptjax.laws.parametric import parametric
+from gptjax.laws.table import CONVENTIONS, Runs, read_curves, read_runs
+from gptjax.models.count import count, flops_per_token
+from gptjax.models.gpt import GPTConfig
+from gptjax.sweep.loop import table_row, to_csv
+
+TIED = GPTConfig(vocab_size=61, context=16, d_model=24, n_layers=3, n_heads=4, tied=True)
+N_OF = {
+    "6n_total": "total",
+    "6n_with_head": "with_head",
+    "6n_non_embedding": "non_embedding",
+    "6n_attention": "with_head",
+    "appendix_f": "total",
+    "table_a4": "total",
+}
+UNTIED = GPTConfig(vocab_size=61, context=16, d_model=32, n_layers=2, n_heads=4, tied=False, positions="rope")
+
+
+def ledger_row(name, config, **facts):
+    """Make the row that a sweep records of a finished run of this shape."""
+    row = {"run": name, "status": "done", "role": "cell", "reason": "", "size": "d", "budget": 1e12, "seed": 0}
+    row |= {"steps": 1000, "batch": 64, "lr": 0.01, "b2": 0.95, "epochs": 0.5, "tokens": 1_024_000, "tokens_paid": 1e6}
+    row |= {"loss": 3.0, "loss_se": 0.01, "bits_per_byte": 1.5, "seconds": 1.0, "device": "cpu", "fingerprint": "f"}
+    row |= {"params": asdict(count(config)), "flops_per_token": flops_per_token(config, config.context)}
+    return {**row, "data_digest": "d", **facts}
+
+
+@pytest.fixture
+def sweep_table(tmp_path):
+    """A table of two shapes as a sweep writes it, with a failed run."""
+    rows = [ledger_row(*named) for named in (("tied", TIED), ("untied", UNTIED))]
+    failed = {"run": "lost", "status": "failed", "role": "cell", "reason": "diverged"}
+    sizes = (count(TIED).total, count(UNTIED).total, 0)
+    path = tmp_path / "runs.csv"
+    table = [table_row(row, n, "6n_total") for row, n in zip([*rows, failed], sizes, strict=True)]
+    path.write_text(to_csv(table))
+    return path
+
+
+def write(tmp_path, text):
+    path = tmp_path / "runs.csv"
+    path.write_text(text)
+    return path
+
+
+def equal(a: Runs, b: Runs):
+    for name in (field.name for field in fields(Runs) if field.name not in ("counts", "facts", "dropped")):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), name)
+    assert a.conventions == b.conventions and a.facts.keys() == b.facts.keys()
+    for name in a.conventions:
+        np.testing.assert_array_equal(asdict(a.counts[name])["params"], asdict(b.counts[name])["params"])
+        np.testing.assert_array_equal(asdict(a.counts[name])["flops"], asdict(b.counts[name])["flops"])
+    for name in a.facts:
+        np.testing.assert_array_equal(a.fact(name), b.fact(name))
+
+
+def test_conventions_are_those_of_the_models_and_count_what_a_sweep_recorded(sweep_table):
+    assert list(CONVENTIONS) == list(flops_per_token(TIED, 16)) == list(N_OF)
+    runs = read_runs(sweep_table)
+    assert runs.run == ("tied", "untied") and runs.conventions == tuple(CONVENTIONS)
+    for name, what in N_OF.items():
+        for i, config in enumerate((TIED, UNTIED)):
+            counted = runs.counted(name)
+            assert counted.params[i] == getattr(count(config), what), name
+            assert counted.flops[i] == pytest.approx(flops_per_token(config, 16)[name] * runs.tokens[i], rel=1e-9), name
+            assert name in counted.convention
+        equal(read_runs(sweep_table, name), runs.counted(name))
+    equal(runs.counted(""), runs)
+
+
+def test_n_comes_from_its_own_column_or_the_groups_and_c_from_its_own_or_6nd(tmp_path):
+    own = read_runs(write(tmp_path, "params_non_embedding,tokens,loss\n2e6,1e8,3\n"), "6n_non_embedding")
+    assert own.params[0] == 2e6 and own.flops[0] == 12e14 and own.conventions == ("6n_non_embedding",)
+    groups = (
+        "params,tokens,loss,params_embedding,params_positions,params_attention,params_mlp,params_norm,params_head\n"
+    )
+    runs = read_runs(write(tmp_path, groups + "7e3,1e8,3,1000,0,2000,4000,100,0\n"))
+    assert runs.conventions == ("6n_total", "6n_with_head", "6n_non_embedding")  # attention's FLOPs are in no column
+    assert [runs.counts[name].params[0] for name in runs.conventions] == [7100, 7100, 6100]
+    with pytest.raises(BadInput, match="allows 6n_total, 6n_with_head, 6n_non_embedding; add columns params_total and"):
+        runs.counted("appendix_f")
+    with pytest.raises(BadInput, match="'chinchilla' is not at hand"):
+        runs.counted("chinchilla")
+    with pytest.raises(BadInput, match="allows none by name; add columns params_total and flops_6n_total"):
+        read_runs(write(tmp_path, "params,tokens,loss\n2e6,1e8,3\n"), "6n_total")
+
+
+def test_taking_rows_takes_every_column_of_them(sweep_table):
+    runs = read_runs(sweep_table)
+    header, first, second, *_ = sweep_table.read_text().splitlines()
+    sweep_table.write_text("\n".join([header, second, first]))
+    equal(runs.take(np.array([1, 0])), read_runs(sweep_table))
+    assert runs.take(np.array([1, 1, 1])).counted("table_a4").flops.tolist() == 3 * [runs.counts["table_a4"].flops[1]]
+
+
+def test_facts_are_columns_and_unknown_where_blank(sweep_table, tmp_path):
+    runs = read_runs(sweep_table)
+    assert runs.fact("lr").tolist() == [0.01, 0.01] and (runs.tokens / runs.fact("steps")).tolist() == [1024, 1024]
+    blank = read_runs(write(tmp_path, "params,tokens,loss,lr\n2e6,1e8,3,\n2e6,2e8,3,0.1\n"))
+    assert np.isnan(blank.fact("lr")).tolist() == [True, False] and np.isnan(blank.fact("batch")).all()
+
+
+def test_of_each_cell_the_best_recipe_is_kept(tmp_path):
+    path = write(
+        tmp_path,
+        "run,params,tokens,loss,seed,lr,batch\n"
+        "a,1e6,1e8,3.1,0,0.01,8\n"
+        "b,1e6,1e8,3.0,0,0.02,8\n"
+        "c,1e6,1.001e8,3.2,0,0.02,16\n"  # the same cell, its tokens rounded to another batch
+        "d,1e6,1e8,3.3,1,0.01,8\n"  # another seed
+        "e,1e6,2e8,2.9,0,0.01,8\n"  # other tokens
+        "f,2e6,1e8,2.8,0,0.01,8\ng,2e6,1e8,2.7,0,0.01,8\n",  # repeated, and nothing tuned
+    )
+    runs = read_runs(path)
+    assert len(runs) == 7
+    tuned = runs.tuned()
+    assert tuned.run == ("b", "d", "e", "f", "g")
+    assert [(drop.run, drop.reason.split(";")[0]) for drop in tuned.dropped] == [
+        ("a", "loss 3.1 at lr 0.01, batch 8"),
+        ("c", "loss 3.2 at lr 0.02, batch 16"),
+    ]
+    assert "reaches 3 as b at lr 0.02, batch 8" in tuned.dropped[0].reason
+    assert tuned.tuned() is tuned
+
+
+def test_the_highest_losses_are_left_out_and_listed(tmp_path):
+    runs = read_runs(write(tmp_path, "run,params,tokens,loss\na,1e6,1e8,3\nb,2e6,1e8,5\nc,3e6,1e8,2\nd,4e6,1e8,4\n"))
+    fewer = runs.drop_highest_loss(2)
+    assert fewer.run == ("a", "c") and [drop.run for drop in fewer.dropped] == ["b", "d"]
+    assert "loss 5 is one of the 2 highest" in fewer.dropped[0].reason and runs.drop_highest_loss(0) is runs
+    for count_ in (-1, 4):
+        with pytest.raises(BadInput, match="drop between 0 and 3"):
+            runs.drop_highest_loss(count_)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("params,tokens\n1e6,1e8\n", "no column 'loss'"),
+        ("params,tokens,loss\n", "no rows"),
+        ("", "no rows"),
+        ("params,tokens,loss\n1e6,1e8,\n", "line 2: loss '' is not a number"),
+        ("params,tokens,loss\n1e6,1e8,3\n1e6,2e8,nan\n", "line 3: loss nan is not a finite positive"),
+        ("params,tokens,loss\n1e6,inf,3\n", "tokens inf is not a finite positive"),
+        ("params,tokens,loss\n1e6,-1,3\n", "tokens -1 is not a finite positive"),
+        ("params,tokens,loss\n0,1e8,3\n", "params 0 is not a finite positive"),
+        ("params,tokens,loss,lr\n1e6,1e8,3,0\n", "lr 0 is not a finite positive"),
+        ("params,tokens,loss\n1e6,1e8,85.3\n", "looks like a perplexity; write its logarithm, 4.446"),
+        ("params,tokens,loss\n7,140,2\n", "params 7 is not from 100 to 1e+16 and looks like millions or billions"),
+        ("params,tokens,loss\n1e17,1e8,3\n", "params 1e+17 is not from"),
+        ("params,tokens,loss\n7e9,140,2\n", "looks like billions; write 140e9 tokens"),
+        (
+            "params,tokens,loss\n7e9,140e9,2\n7e9,140000,2\n",
+            "line 3: tokens 140000 for 7e+09 parameters looks like mill",
+        ),
+        ("params,tokens,loss\n1e6,0.02,3\n", "looks like billions; write 0.02e9 tokens"),
+        ("params,tokens,loss\n1e4,15,3\n", "tokens 15 for 10000 parameters looks like"),
+        ("params,tokens,loss\n1e6,1e19,3\n", "tokens 1e+19 is above 1e+18"),
+        ("params,tokens,flops,loss\n1e9,2e10,1.39,2\n", "is 1.16e-20 times 6 N D = 1.2e+20; write FLOPs"),
+        ("params,tokens,flops,loss\n1e9,2e10,1e23,2\n", "is 833 times 6 N D"),
+        ("params,tokens,loss,status\n1e6,1e8,3,failed\n", "no row to fit"),
+        (
+            "run,params,tokens,loss\nx,1e6,1e8,3\ny,1e6,1e8,4\nx,1e6,1e8,5\n",
+            "lines 2 and 4 are both run 'x' and differ",
+        ),
+        ("params,tokens,loss\n1e6,1e8,\xff\n", "not UTF-8"),
+        ("params,tokens,loss\n1e6,1e8,3,1\n", "line 2 has 4 cells and the header 3; mend it, quoting"),
+        ("params,tokens,loss\n1e6,1e8,3\n1e6\n", "line 3 has 1 cells and the header 3; mend the line"),
+        ("params;tokens;loss\n1e6;1e8;3,1\n", "by semicolons; save it with commas"),
+        ("params\ttokens\tloss\n1e6\t1e8\t3\n", "by tabs"),
+        ("params,tokens,loss,loss\n1e6,1e8,3,4\n", "column 'loss' 2 times"),
+    ],
+)
+def test_bad_tables_get_one_line_that_teaches(tmp_path, table, message):
+    path = tmp_path / "bad.csv"
+    path.write_bytes(table.encode("latin-1"))
+    with pytest.raises(BadInput) as error:
+        read_runs(path)
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_failed_and_repeated_rows_are_dropped_and_listed(tmp_path):
+    path = write(
+        tmp_path,
+        "run,params,tokens,loss,status,note\nx,1e6,1e8,3,done,\ny,2e6,1e8,,failed,\nx,1000000,1e8,3.0,done,b\n",
+    )
+    runs = read_runs(path)
+    assert runs.run == ("x",) and runs.flops[0] == 6e14 and "6ND" in runs.convention
+    assert [(drop.run, drop.reason) for drop in runs.dropped] == [
+        ("y", "status is 'failed'"),
+        ("x", "exact duplicate of line 2"),
+    ]
+
+
+def test_curves_are_read_in_order_and_belong_to_one_size(tmp_path):
+    header = "run,params,tokens,flops,loss\n"
+    curves = read_curves(write(tmp_path, header + "a,1e6,2e8,12e14,3\nb,2e6,1e8,12e14,3\na,1e6,1e8,6e14,4\n"))
+    assert [curve.run for curve in curves] == ["a", "b"] and curves[0].tokens.tolist() == [1e8, 2e8]
+    assert curves[0].loss.tolist() == [4, 3] and curves[0].params == 1e6
+    with pytest.raises(BadInput, match="run 'a' has 2e\\+06 parameters and had 1e\\+06 before"):
+        read_curves(write(tmp_path, header + "a,1e6,2e8,12e14,3\na,2e6,1e8,12e14,3\n"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_order_of_the_rows_changes_no_fit(tmp_path, seed):
+    law = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)
+    n, c = (grid.ravel() for grid in np.meshgrid(6e3 * 1.6 ** np.arange(10), 1e11 * 3.0 ** np.arange(4)))
+    d = c / (6 * n)
+    rng = np.random.default_rng(seed)
+    loss = law.loss(n, d) + 0.003 * rng.standard_normal(len(n))
+    lines = [f"{i},{n[i]:.17g},{d[i]:.17g},{loss[i]:.17g}" for i in range(len(n))]
+
+    def numbers(lines):
+        runs = read_runs(write(tmp_path, "\n".join(["run,params,tokens,loss", *lines])))
+        flat = [isoflop(runs), isoflop(runs, interp="akima"), envelope(runs), parametric(runs)]
+        assert all(fit.params_law and fit.tokens_law for fit in flat)
+        return [x for fit in flat for law in (fit.params_law, fit.tokens_law) for x in (np.log(law.coef), law.exponent)]
+
+    assert numbers(list(rng.permutation(lines))) == pytest.approx(numbers(lines), rel=1e-6)
