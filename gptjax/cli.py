@@ -68,12 +68,14 @@ def parser() -> argparse.ArgumentParser:
     fit = verb("fit", run_fit, "fit the law to a table of runs")
     fit.add_argument("table", type=Path, metavar="TABLE.csv|DIR")
     fit.add_argument("--approach", default="all", choices=("envelope", "isoflop", "parametric", "all"))
+    fit.add_argument("--coverage", type=int, default=0, metavar="N", help="sweeps simulated to test the intervals")
     fit.add_argument("--curves", type=Path, metavar="FILE", help="training curves for the envelope, as in curves.csv")
     with_choices(fit)
     fit.add_argument("--json", type=Path, metavar="FILE")
 
     report = verb("report", run_report, "fit, draw and write report.html anew")
     report.add_argument("dir", type=Path)
+    report.add_argument("--coverage", type=int, default=100, metavar="N", help="sweeps simulated to test the intervals")
     with_choices(report)
 
     predict = verb("predict", run_predict, "predict the best run of a budget, size, token count or loss")
@@ -90,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
 
     score = verb("score", run_score, "compare a registered prediction with its run")
     score.add_argument("prediction", type=Path, metavar="FILE")
-    score.add_argument("run", type=Path, metavar="RUN", help="the directory of the finished run")
+    score.add_argument("dir", type=Path, metavar="RUN", help="the directory of the finished run")
     score.add_argument("--json", type=Path, metavar="FILE")
 
     plan = verb("plan", run_plan, "propose a sweep, and the next cells, for an allowance of FLOPs")
@@ -223,6 +225,7 @@ def choices_of(args: argparse.Namespace) -> Any:
 
 def run_fit(args: argparse.Namespace) -> None:
     from gptjax.files import write_json
+    from gptjax.laws import coverage
     from gptjax.laws.analysis import fit_all, require_law
     from gptjax.laws.fit import APPROACHES
     from gptjax.laws.table import read_curves, read_runs
@@ -230,12 +233,15 @@ def run_fit(args: argparse.Namespace) -> None:
     table = tables_of(args.table) / "runs.csv" if args.table.is_dir() else args.table
     approaches = APPROACHES if args.approach == "all" else (args.approach,)
     curves = read_curves(args.curves) if args.curves else None
-    law = fit_all(read_runs(table), choices_of(args), approaches=approaches, curves=curves, tables=bool(args.json))
+    settings = {"approaches": approaches, "curves": curves, "tables": bool(args.json), "sweeps": args.coverage}
+    law = fit_all(read_runs(table), choices_of(args), **settings)
     require_law(law)
     if args.json:
         write_json(args.json, law)
     for name, found in law["approaches"].items():
         print(f"{name}: {found['status']}; {describe_fit(found)}")
+    if "coverage" in law:
+        print(coverage.describe(law["coverage"]))
 
 
 def describe_fit(found: dict[str, Any]) -> str:
@@ -256,7 +262,7 @@ def describe_fit(found: dict[str, Any]) -> str:
 def run_report(args: argparse.Namespace) -> None:
     from gptjax.laws.report import write_report
 
-    print(write_report(tables_of(args.dir), choices_of(args)))
+    print(write_report(tables_of(args.dir), choices_of(args), args.coverage))
 
 
 def run_predict(args: argparse.Namespace) -> None:
@@ -286,9 +292,9 @@ def run_score(args: argparse.Namespace) -> None:
     from gptjax.files import read_json, write_json
     from gptjax.laws.predict import score
 
-    result = read_json(existing(args.run, "result.json", "a finished run") / "result.json")
+    result = read_json(existing(args.dir, "result.json", "a finished run") / "result.json")
     if result["status"] != "done":
-        raise BadInput(f"{args.run} failed ({result['reason']}) and has no loss to score; train it again")
+        raise BadInput(f"{args.dir} failed ({result['reason']}) and has no loss to score; train it again")
     params = sum(n for group, n in result["params"].items() if group != "padding")
     found = score(args.prediction, result["loss"], params, result["tokens"])
     if args.json:

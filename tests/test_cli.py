@@ -85,6 +85,84 @@ def test_bad_tables_are_one_line(capsys, tmp_path, text, words):
     assert words in line and not (tmp_path / "law.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("keep", "words"),
+    [(lambda i: i % 5 == 0 and i < 10, "add"), (lambda i: i < 5, "add a budget"), (lambda i: i % 5 < 3, "of 4 sizes")],
+    ids=["two rows", "one budget", "three sizes a budget"],
+)
+def test_rows_that_give_no_law_are_one_line(capsys, tmp_path, keep, words):
+    header, *rows = TABLE.splitlines()
+    (tmp_path / "t.csv").write_text("\n".join([header, *(row for i, row in enumerate(rows) if keep(i))]))
+    approach = () if words == "add a budget" else ("--approach", "isoflop")
+    line = refused(capsys, "fit", tmp_path / "t.csv", *approach, "--json", tmp_path / "law.json")
+    assert words in line and not (tmp_path / "law.json").exists()
+
+
+def test_a_law_is_fitted_as_chosen_predicts_and_is_scored(capsys, tmp_path):
+    (tmp_path / "t.csv").write_text(TABLE)
+    law = tmp_path / "law.json"
+    chosen = ["--loss", "lsq-log", "--interp", "akima", "--bootstrap", 40, "--cluster", "params", "--seed", 3]
+    chosen += ["--drop-highest-loss", 1]
+    assert call(capsys, "fit", tmp_path / "t.csv", *chosen, "--json", law)[0] == 0
+    settings = json.loads(law.read_text())["settings"]
+    assert (settings["loss"], settings["interp"], settings["bootstrap"], settings["seed"]) == (
+        "lsq-log",
+        "akima",
+        40,
+        3,
+    )
+    for wrong in (["--loss", "l7"], ["--convention", "6n_total"], ["--delta", "0"], ["--drop-highest-loss", "30"]):
+        assert wrong[1] in refused(capsys, "fit", tmp_path / "t.csv", *wrong)
+
+    said, written = tmp_path / "said.json", tmp_path / "prediction.json"
+    extras = ("--inference-tokens", 1e12, "--unique-tokens", 1e10, "--json", said, "--register", written)
+    code, out, _ = call(capsys, "predict", law, "--params", 3e9, "--tokens", 6e10, *extras)
+    assert code == 0 and "nearest shapes" in out and "porian" in out and "h200" in out and "served" in out
+    record = json.loads(said.read_text())
+    assert set(record) == {"prediction", "served", "constrained", "advice"}
+    assert record["prediction"]["loss_interval"][0] < record["prediction"]["loss"]
+    run = tmp_path / "run"
+    run.mkdir()
+    result = {"status": "done", "loss": 2.4, "tokens": 60_000_000_000, "params": {"mlp": 3_000_000_000, "padding": 999}}
+    (run / "result.json").write_text(json.dumps(result))
+    code, out, _ = call(capsys, "score", written, run)
+    assert code == 0 and "measured 2.4000" in out
+    written.write_text(written.read_text().replace("3000000000", "3000000001"))
+    assert "altered" in refused(capsys, "score", written, run)
+
+    assert "give one" in refused(capsys, "predict", law)
+    assert "besiroglu-2024" in refused(capsys, "predict", "nothing", "--flops", 1e21)
+    assert call(capsys, "predict", "hoffmann-2022", "--loss", 2.0)[0] == 0
+
+
+def test_a_sweep_is_planned_anew_or_from_what_is_done(capsys, tmp_path):
+    code, out, _ = call(capsys, "plan", "--flops", 1e21, "--cooldown", 0.2, "--json", tmp_path / "plan.json")
+    assert code == 0 and "budgets=(" in out and "expected standard errors" in out
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["paid"] <= 1e21 and plan["paid"] < plan["credited"]
+    (tmp_path / "t.csv").write_text(TABLE)
+    code, out, _ = call(capsys, "plan", "--flops", 1e21, "--table", tmp_path / "t.csv", "--goal", "loss")
+    assert code == 0 and "after" in out
+    for wrong in (
+        ("--flops", 1e6),
+        ("--flops", -1),
+        ("--flops", 1e21, "--goal", "b"),
+        ("--flops", 1e21, "--noise", -1),
+    ):
+        refused(capsys, "plan", *wrong)
+    assert "Chinchilla law" in refused(capsys, "plan", "--flops", 1e21, "--law", "kaplan-2020")
+
+
+def test_no_model_beats_a_markov_source():
+    from gptjax.selftest import describe, markov
+
+    found = markov(160)
+    assert found["sound"] and 0 < found["excess"] < 0.5 and found["least"] >= found["entropy"] - 4 * found["loss_se"]
+    assert "no loss below it" in describe({"laws": {}, "markov": found})
+    leaking = {**found, "sound": False}
+    assert "BELOW" in describe({"laws": {}, "markov": leaking})
+
+
 def test_train_runs_and_overrides(capsys, run_file, tmp_path):
     code, out, _ = call(
         capsys, "train", run_file, "--dir", tmp_path / "r", "--set", "steps=8", "--set", "optim.warmup=2"

@@ -100,6 +100,8 @@ def test_what_cannot_be_known_is_refused_or_degenerate():
     assert {fit["status"] for fit in whole["approaches"].values()} == {"refused"}
     with pytest.raises(BadInput, match="no approach gives a law of these"):
         require_law(whole)
+    one_budget = runs.take(np.flatnonzero(np.isclose(runs.flops, runs.flops[0])))
+    assert len(one_budget) == 7 and "add a budget" in parametric(one_budget).reasons[0]
     rising = parametric(replace(runs, loss=3 * runs.params**0.05))
     assert rising.status == "degenerate" and "alpha" in rising.reasons[0]
     high = parametric(replace(runs, loss=np.where(runs.loss == runs.loss.min(), 0.5, runs.loss)))

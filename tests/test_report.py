@@ -68,7 +68,7 @@ def made(tmp_path_factory, runs: Runs) -> tuple[Path, list[Runs]]:
     inner = plot.loss_against_compute
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plot, "loss_against_compute", lambda rows, *rest: drawn.append(rows) or inner(rows, *rest))
-        write_report(directory, CHOSEN)
+        write_report(directory, CHOSEN, sweeps=4)
     return directory, drawn
 
 
@@ -228,7 +228,7 @@ def test_an_envelope_of_training_curves_is_said_to_be_one(runs, law, tmp_path):
     assert "envelope of the training curves" in legend and "before the last 15 % of a run" in legend
     write_runs(tmp_path / "runs.csv", runs)
     with pytest.raises(BadInput, match=r"has no curves\.csv"):
-        write_report(tmp_path, chosen)
+        write_report(tmp_path, chosen, sweeps=0)
 
 
 def test_curves_are_drawn_as_the_rows_count_them_and_only_theirs(runs):
@@ -242,5 +242,5 @@ def test_curves_are_drawn_as_the_rows_count_them_and_only_theirs(runs):
 
 def test_a_report_of_too_few_rows_says_so(tmp_path, runs):
     write_runs(tmp_path / "runs.csv", runs.take(np.arange(3)))
-    page = write_report(tmp_path, Choices(bootstrap=50)).read_text()
+    page = write_report(tmp_path, Choices(bootstrap=50), sweeps=0).read_text()
     assert "every approach refused" in page and "add" in page and "These rows were refused" in page

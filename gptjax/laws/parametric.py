@@ -13,6 +13,7 @@ from gptjax.laws.table import Floats, Runs, short
 
 MAX_EXPONENT = 2.0  # the largest start; a fit beyond it describes one or two rows
 OUTSIDE = 4.0  # an optimum at a sampled budget farther outside the sampled sizes than this factor is no finding
+TOGETHER = 0.9999  # correlation of log N and log D
 BASINS = 20  # end points that are followed farther, best first
 SAMPLE = 500  # rows on which all starts are tried when there are more
 FEW = slice(None, None, 23)  # of the starts, for the fits of tables of choices
@@ -199,4 +200,6 @@ def _shortage(runs: Runs, family: Family) -> str:
         if name in family.variables and len(np.unique(getattr(runs, name))) < 3:
             found = len(np.unique(getattr(runs, name)))
             return f"{found} {what} cannot determine a power law with a floor; run at least 3"
+    if len(family.variables) > 1 and abs(np.corrcoef(columns(runs, family))[0, 1]) > TOGETHER:
+        return "sizes and tokens vary together, as at one budget, and their terms cannot be told apart; add a budget"
     return ""
