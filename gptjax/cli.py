@@ -85,6 +85,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("--inference-tokens", type=float, metavar="X", help="tokens to be served: add their FLOPs")
     predict.add_argument("--unique-tokens", type=float, metavar="X", help="repeat the data beyond so many tokens")
     predict.add_argument("--devices", type=Path, metavar="FILE", help="your own table in the place of devices.csv")
+    predict.add_argument("--device", action="append", metavar="NAME", help="cost on this device only; may be repeated")
     predict.add_argument("--count", type=int, default=8, help="devices to share the work (default: 8)")
     predict.add_argument("--force", action="store_true", help="forecast from a degenerate law too")
     predict.add_argument("--register", type=Path, metavar="FILE", help="write the prediction down, dated and hashed")
@@ -217,13 +218,25 @@ def run_status(args: argparse.Namespace) -> None:
     print(status(existing(args.dir, "plan.json")))
 
 
+def writable(*paths: Path | None) -> None:
+    """Refuse before anything is written when the directory of one of the files to write is not there."""
+    for path in paths:
+        if path and not path.parent.is_dir():
+            raise BadInput(f"{path.parent} is not a directory; make it, or write {path.name} elsewhere")
+
+
 def choices_of(args: argparse.Namespace) -> Any:
     from gptjax.laws.fit import Choices
+
+    if args.coverage < 0:
+        raise BadInput(f"--coverage {args.coverage} counts sweeps; give 0 or more")
 
     return Choices(**{field.name: getattr(args, field.name) for field in fields(Choices)})
 
 
 def run_fit(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
     from gptjax.files import write_json
     from gptjax.laws import coverage
     from gptjax.laws.analysis import fit_all, require_law
@@ -234,7 +247,8 @@ def run_fit(args: argparse.Namespace) -> None:
     approaches = APPROACHES if args.approach == "all" else (args.approach,)
     curves = read_curves(args.curves) if args.curves else None
     settings = {"approaches": approaches, "curves": curves, "tables": bool(args.json), "sweeps": args.coverage}
-    law = fit_all(read_runs(table), choices_of(args), **settings)
+    with tqdm(total=args.coverage, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
+        law = fit_all(read_runs(table), choices_of(args), **settings, done=bar.update)
     require_law(law)
     if args.json:
         write_json(args.json, law)
@@ -260,9 +274,13 @@ def describe_fit(found: dict[str, Any]) -> str:
 
 
 def run_report(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
     from gptjax.laws.report import write_report
 
-    print(write_report(tables_of(args.dir), choices_of(args), args.coverage))
+    with tqdm(total=args.coverage, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
+        path = write_report(tables_of(args.dir), choices_of(args), args.coverage, bar.update)
+    print(path)
 
 
 def run_predict(args: argparse.Namespace) -> None:
@@ -279,8 +297,18 @@ def run_predict(args: argparse.Namespace) -> None:
     if args.unique_tokens:
         extra["constrained"] = laws.constrain(forecaster, said["flops"], args.unique_tokens)
     hyper = None if args.law in laws.PUBLISHED else laws.read_law(args.law).get("hyper")
-    advised = advice.advise(said["params"], said["tokens"], said["flops"], hyper=hyper,
-                            devices=devices(args.devices), count=args.count)  # fmt: skip
+    layers_only = said["params"] if said["convention"].startswith("6n_non_embedding") else None
+    advised = advice.advise(
+        said["params"],
+        said["tokens"],
+        said["flops"],
+        hyper=hyper,
+        devices=devices(args.devices),
+        names=args.device,
+        count=args.count,
+        non_embedding=layers_only,
+    )
+    writable(args.register, args.json)
     if args.register:
         laws.register(said, args.register)
     if args.json:
@@ -289,14 +317,21 @@ def run_predict(args: argparse.Namespace) -> None:
 
 
 def run_score(args: argparse.Namespace) -> None:
+    from gptjax.config import from_json
     from gptjax.files import read_json, write_json
     from gptjax.laws.predict import score
+    from gptjax.laws.table import CONVENTIONS
+    from gptjax.models.count import ParamCount
+    from gptjax.train.result import Result
 
-    result = read_json(existing(args.dir, "result.json", "a finished run") / "result.json")
-    if result["status"] != "done":
-        raise BadInput(f"{args.dir} failed ({result['reason']}) and has no loss to score; train it again")
-    params = sum(n for group, n in result["params"].items() if group != "padding")
-    found = score(args.prediction, result["loss"], params, result["tokens"])
+    existing(args.dir, "result.json", "a finished run")
+    result = from_json(Result, read_json(args.dir / "result.json"))
+    if result.loss is None:
+        raise BadInput(f"{args.dir} failed ({result.reason}) and has no loss to score; train it again")
+    said = read_json(args.prediction)
+    convention = str(said.get("prediction", {}).get("convention", "")) if isinstance(said, dict) else ""
+    counted = CONVENTIONS.get(convention.partition(":")[0], ("total", ""))[0]
+    found = score(args.prediction, result.loss, getattr(ParamCount(**result.params), counted), result.tokens)
     if args.json:
         write_json(args.json, found)
     verdict = {None: "no interval was given", True: "inside the interval", False: "outside the interval"}
@@ -308,17 +343,21 @@ def run_plan(args: argparse.Namespace) -> None:
     from gptjax.files import plain, write_json
     from gptjax.laws import design
     from gptjax.laws.forms import ChinchillaLaw
-    from gptjax.laws.predict import read_forecaster
+    from gptjax.laws.predict import PUBLISHED, read_forecaster, read_law
     from gptjax.laws.table import read_runs
 
     forecaster = read_forecaster(args.law, force=True)
     if not isinstance(forecaster.law, ChinchillaLaw):
         raise BadInput(f"{args.law} is not a Chinchilla law, which the design needs; use another, as besiroglu-2024")
-    law, noise = forecaster.law, args.noise or forecaster.noise or 0.01
+    if forecaster.forced:
+        print(f"gptjax: {args.law} is {forecaster.forced}; the plan is as good as that law", file=sys.stderr)
+    law, noise = forecaster.law, (forecaster.noise or 0.01) if args.noise is None else args.noise
     goal: Any = args.goal
     plan: Any
     if args.table:
+        settings = {} if args.law in PUBLISHED else read_law(args.law)["settings"]
         done = read_runs(tables_of(args.table) / "runs.csv" if args.table.is_dir() else args.table)
+        done = done.counted(settings.get("convention", "")).tuned()
         plan = design.next_cells(
             law, done.params, done.tokens, args.flops, noise=noise, goal=goal, target_flops=args.target
         )

@@ -130,7 +130,7 @@ def from_json(kind: type[T], content: Any) -> T:
         return _converter.structure(content, kind)
     except (ClassValidationError, IterableValidationError) as error:
         raise BadInput(f"{kind.__name__}: {_first_cause(error)}") from None
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError) as error:  # the last: a list or a number where an object belongs
         raise BadInput(f"{kind.__name__}: {error}") from None
 
 

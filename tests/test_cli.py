@@ -1,11 +1,13 @@
 """The command line as other tools call it: verbs, exit codes, JSON keys, and one line for each mistake."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from gptjax.cli import main
+from gptjax.train.result import Result
 
 ROOT = Path(__file__).parents[1]
 TABLE = "run,params,tokens,loss\n" + "".join(
@@ -111,7 +113,8 @@ def test_a_law_is_fitted_as_chosen_predicts_and_is_scored(capsys, tmp_path):
         40,
         3,
     )
-    for wrong in (["--loss", "l7"], ["--convention", "6n_total"], ["--delta", "0"], ["--drop-highest-loss", "30"]):
+    for wrong in (["--loss", "l7"], ["--convention", "6n_total"], ["--delta", "0"], ["--drop-highest-loss", "30"],
+                  ["--seed", "5000000000"], ["--delta", "inf"], ["--coverage", "-5"]):  # fmt: skip
         assert wrong[1] in refused(capsys, "fit", tmp_path / "t.csv", *wrong)
 
     said, written = tmp_path / "said.json", tmp_path / "prediction.json"
@@ -123,12 +126,24 @@ def test_a_law_is_fitted_as_chosen_predicts_and_is_scored(capsys, tmp_path):
     assert record["prediction"]["loss_interval"][0] < record["prediction"]["loss"]
     run = tmp_path / "run"
     run.mkdir()
-    result = {"status": "done", "loss": 2.4, "tokens": 60_000_000_000, "params": {"mlp": 3_000_000_000, "padding": 999}}
-    (run / "result.json").write_text(json.dumps(result))
+    groups = dict.fromkeys(("embedding", "positions", "attention", "norm", "head"), 0)
+    groups |= {"mlp": 3_000_000_000, "padding": 999}
+    result = Result("done", "", "f", "d", 0, groups, {}, 60_000_000_000, 1, 1, 1.0, 2.4, 0.01, 0.9, {}, 1.0, "cpu")
+    (run / "result.json").write_text(json.dumps(asdict(result)))
     code, out, _ = call(capsys, "score", written, run)
     assert code == 0 and "measured 2.4000" in out
     written.write_text(written.read_text().replace("3000000000", "3000000001"))
     assert "altered" in refused(capsys, "score", written, run)
+    (run / "result.json").write_text("[]")
+    refused(capsys, "score", written, run)
+    extras = ("--register", tmp_path / "new.json", "--json", tmp_path / "nowhere" / "x.json")
+    assert "not a directory" in refused(capsys, "predict", law, "--flops", 1e21, *extras)
+    assert not (tmp_path / "new.json").exists()
+    for mistake in (["--flops", 5], ["--loss", 1e300], ["--flops", 1e21, "--inference-tokens", "inf"]):
+        refused(capsys, "predict", law, *mistake)
+    for content in ('{"approaches": []}', '{"approaches": {"parametric": {"status": "ok"}}}', "7"):
+        (tmp_path / "bad.json").write_text(content)
+        refused(capsys, "predict", tmp_path / "bad.json", "--flops", 1e21)
 
     assert "give one" in refused(capsys, "predict", law)
     assert "besiroglu-2024" in refused(capsys, "predict", "nothing", "--flops", 1e21)

@@ -52,7 +52,14 @@ def test_each_question_finds_the_planted_optimum_within_its_interval(law):
 
 def test_what_cannot_be_asked_is_one_line(law):
     f = forecaster(law)
-    for asked in ({}, {"flops": 1e13, "loss": 2.0}, {"flops": -1.0}, {"params": math.nan}, {"loss": 1.0}):
+    for asked in (
+        {},
+        {"flops": 1e13, "loss": 2.0},
+        {"flops": -1.0},
+        {"params": math.nan},
+        {"loss": 1.0},
+        {"loss": 1e9},
+    ):
         with pytest.raises(BadInput) as error:
             predict(f, **asked)
         assert "\n" not in str(error.value)

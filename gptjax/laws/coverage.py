@@ -15,6 +15,7 @@ from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.isoflop import isoflop
 from gptjax.laws.parametric import FEW, parametric
 from gptjax.laws.simulate import simulate
+from gptjax.laws.table import Floats
 from gptjax.laws.uncertainty import bootstrap
 
 Json = dict[str, Any]
@@ -27,6 +28,7 @@ def coverage(
     tokens: ArrayLike,
     *,
     noise: float,
+    loss_se: Floats | None = None,
     sweeps: int = 200,
     choices: Choices | None = None,
     approaches: Sequence[Approach] = APPROACHES,
@@ -45,6 +47,7 @@ def coverage(
     widths: dict[str, list[float]] = {name: [] for name in approaches}
     for number in range(sweeps):
         runs = simulate(law, params, tokens, noise=noise, seed=seed + number)
+        runs = runs if loss_se is None else replace(runs, loss_se=loss_se)
         by_budget = isoflop(runs, interp=choices.interp, window=choices.window)
         for name in approaches:
             fit: Fit = by_budget
@@ -54,7 +57,7 @@ def coverage(
                 fit = parametric(runs, choices, starts=CHINCHILLA.starts[FEW])
             if fit.params_law is None or fit.status != "ok":
                 continue
-            draws = bootstrap(runs, fit, replace(choices, seed=number), noise=by_budget.noise)
+            draws = bootstrap(runs, fit, replace(choices, seed=sweeps + number), noise=by_budget.noise)
             ends = draws.interval(draws.params[:, 1])
             if ends is None:
                 continue

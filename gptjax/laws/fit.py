@@ -37,8 +37,10 @@ class Choices:
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 raise BadInput(f"{name} {getattr(self, name)!r} is not known; use one of {', '.join(get_args(kind))}")
-        if not self.delta > 0:
-            raise BadInput(f"delta {self.delta:g} must be above 0; Hoffmann et al. used 1e-3")
+        if not 0 < self.delta < 1e3:
+            raise BadInput(f"delta {self.delta:g} must lie between 0 and 1000; Hoffmann et al. used 1e-3")
+        if self.seed >= 2**32:
+            raise BadInput(f"seed {self.seed} must be below 2^32")
         if self.drop_highest_loss < 0 or self.bootstrap < 0 or self.seed < 0:
             counts = f"drop-highest-loss {self.drop_highest_loss}, bootstrap {self.bootstrap}, seed {self.seed}"
             raise BadInput(f"{counts}: none may be negative")

@@ -75,9 +75,9 @@ def isoflop(runs: Runs, *, interp: Interp = "parabola", window: int = 3, seed: i
     budget is refused, with what to run next, when it has fewer than 4 sizes, its least loss at the smallest or largest
     size (under Akima, also in half of the draws), or no clear upward curvature.
 
-    A law is not a parabola. On noise-free geometric grids centred on the optimum the exponent is exact and N* too large
-    (Hoffmann's law: 2.7 % on 15 sizes within 8x, 7.7 % within 32x); a lopsided grid, or one whose centre drifts with
-    the budget, biases the exponent too (arXiv 2603.22339). Akima has less of this bias and more variance.
+    A law is not a parabola. On noise-free geometric grids centred on the optimum the exponent is exact and N* biased
+    (Hoffmann's law: 2.7 % too large on 15 sizes within 8x, 7.7 % within 32x); a lopsided grid, or one whose centre
+    drifts with the budget, biases the exponent too (arXiv 2603.22339). Akima has less of this bias and more variance.
     """
     if interp not in get_args(Interp):
         raise BadInput(f"interp {interp!r} is not known; use {' or '.join(get_args(Interp))}")

@@ -35,6 +35,7 @@ class Parametric(Fit):
     starts: int
     share_at_best: float
     errors: Floats
+    weights: Floats
     noise: float
 
 
@@ -46,22 +47,24 @@ def parametric(
     weights: Floats | None = None,
     starts: Floats | None = None,
 ) -> Parametric:
-    """Fit a law from all its starts (for Chinchilla's the 4500 published), each followed to its optimum, in float64.
+    """Fit a law from all its starts (for Chinchilla's the 4500 published), each followed for 90 steps, in float64.
 
     Minimises the sum over rows of weight times Huber_delta(log predicted - log measured); "lad" is its limit for small
     delta and reports sum |error|, "lsq-log" its limit for large delta, "lsq" the same of raw loss. Rows of weight 0 are
-    as if absent. Degenerate, and then no basis for a forecast: an exponent not in (0, 2], E not below the least loss,
-    or an optimum for a sampled budget that lies far outside the sampled sizes.
+    as if absent; `weights` multiply those that are chosen. Degenerate, and then no basis for a forecast: an exponent
+    not in (0, 2], a term that vanishes, E not below the least loss, or an optimum for a sampled budget that lies far
+    outside the sampled sizes.
     """
     choices = choices or Choices()
-    weights = _weights(runs, choices) if weights is None else weights
+    weights = _weights(runs, choices) * (1.0 if weights is None else weights)
     kept = runs.take(np.flatnonzero(weights > 0))
     shortage = _shortage(kept, family)
     if shortage:
         return Parametric(
             status="refused", reasons=(shortage,), used=(), dropped=(), params_law=None, tokens_law=None, family=family,
             law=None, theta=np.full(len(family.coefficients), np.nan), estimator=choices.loss, delta=choices.delta,
-            objective=np.nan, starts=0, share_at_best=np.nan, errors=np.zeros(0), noise=np.nan,
+            objective=np.nan, starts=0, share_at_best=np.nan, errors=np.zeros(0), weights=weights,
+            noise=np.nan,
         )  # fmt: skip
     starts = family.starts if starts is None else starts
     first, *rest = _deltas(choices)
@@ -80,7 +83,7 @@ def parametric(
     law = family.law(theta)
     errors = _errors(law, family, runs)
     reasons, status = judge(law, kept)
-    optima = isinstance(law, ChinchillaLaw) and min(law.alpha, law.beta) > 0
+    optima = isinstance(law, ChinchillaLaw) and min(law.alpha, law.beta, law.A, law.B) > 0
     return Parametric(
         status=status,
         reasons=reasons,
@@ -97,6 +100,7 @@ def parametric(
         starts=len(starts),
         share_at_best=float(share),
         errors=errors,
+        weights=weights,
         noise=float(np.sqrt(np.sum(errors[weights > 0] ** 2) / max(1, len(kept) - len(theta)))),
     )
 
@@ -115,8 +119,7 @@ def refit(
 
     `starts` (k, ...) replace the fit's theta, and a coefficient whose `free` is 0 keeps its start.
     """
-    base = _weights(runs, choices)
-    weights = base if weights is None else base * weights
+    weights = fit.weights if weights is None else fit.weights * weights
     losses = runs.loss if losses is None else losses
     problems = max(len(table) for table in (weights, losses, starts) if table is not None and np.ndim(table) == 2)
     thetas = np.tile(fit.theta, (problems, 1)) if starts is None else starts
@@ -135,6 +138,9 @@ def judge(law: AnyLaw, runs: Runs) -> tuple[tuple[str, ...], Status]:
         if not 0 < value <= MAX_EXPONENT:
             remedy = f"widen the range of {what} or drop unfinished runs"
             faults.append(f"{name} = {value:.3g} is outside (0, {MAX_EXPONENT:g}]; {remedy}")
+    for name, what in (("A", "sizes"), ("B", "tokens")):
+        if not 0 < getattr(law, name, 1.0) < np.inf:
+            faults.append(f"{name} = {getattr(law, name):.3g}: the loss tells nothing of {what}; check the table")
     floor = getattr(law, "E", None)
     if floor is not None and floor > runs.loss.min():
         faults.append(f"E = {floor:.4g} is above the least loss {runs.loss.min():.4g}; add larger budgets")
@@ -167,7 +173,7 @@ def _weights(runs: Runs, choices: Choices) -> Floats:
         return np.ones(len(runs))
     if np.isnan(runs.loss_se).any():
         raise BadInput("weights by noise need loss_se on every row; add the column or use --weights equal")
-    weights = (runs.loss / runs.loss_se) ** 2
+    weights = (1.0 if choices.loss == "lsq" else runs.loss**2) / runs.loss_se**2
     return weights / weights.mean()
 
 
@@ -200,6 +206,8 @@ def _shortage(runs: Runs, family: Family) -> str:
         if name in family.variables and len(np.unique(getattr(runs, name))) < 3:
             found = len(np.unique(getattr(runs, name)))
             return f"{found} {what} cannot determine a power law with a floor; run at least 3"
-    if len(family.variables) > 1 and abs(np.corrcoef(columns(runs, family))[0, 1]) > TOGETHER:
+    if np.ptp(runs.loss) == 0:
+        return "all losses are equal and determine nothing; check the column loss"
+    if len(family.variables) > 1 and abs(np.asarray(np.corrcoef(columns(runs, family)))[0, 1]) > TOGETHER:
         return "sizes and tokens vary together, as at one budget, and their terms cannot be told apart; add a budget"
     return ""

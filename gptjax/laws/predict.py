@@ -19,6 +19,7 @@ from gptjax.laws.table import Floats
 Json = dict[str, Any]
 LEVELS = (0.025, 0.975)
 SEARCHES = 100  # draws whose optimum is found by search, where it has no closed form
+LIMITS = {"flops": (1e6, 1e40), "params": (10, 1e20), "tokens": (10, 1e25), "loss": (1e-3, 50)}
 SAME_RUN = 0.01  # a run within this share of the predicted N and D is the run predicted
 
 
@@ -53,9 +54,14 @@ def read_forecaster(source: str, force: bool = False) -> Forecaster:
         none = np.zeros((0, 2))
         return Forecaster(
             source, PUBLISHED[source], np.zeros((0, 5)), 0.0, None, (none, none), "published law",
-            "N without embeddings" if source.startswith("kaplan") else "N and C as published", 0, None, "",
+            "N without embeddings; L(N, D) under C = 6ND, whose N* is not their C^0.73 (of L(N, S))"
+            if source.startswith("kaplan") else "N and C as published", 0, None, "",
         )  # fmt: skip
-    return forecaster(read_law(source), force, source)
+    law = read_law(source)
+    try:
+        return forecaster(law, force, source)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise BadInput(f"{source} is not a law that gptjax fit wrote; make it anew") from None
 
 
 def read_law(source: str) -> Json:
@@ -79,13 +85,16 @@ def forecaster(law: Json, force: bool = False, name: str = "law") -> Forecaster:
     source, best = "parametric", fitted
     if law["approaches"].get("isoflop", {}).get("status") == "ok":
         source, best = "isoflop", law["approaches"]["isoflop"]
+    enough = law["settings"]["bootstrap"] / 2  # fewer draws that gave a law are no sample of its doubt
+    n_draws, d_draws = (np.array(best["draws"][letter]).reshape(-1, 2) for letter in "ND")
+    theta = np.array(fitted["theta_draws"]).reshape(-1, 5)
     return Forecaster(
         name=name,
         law=ChinchillaLaw(*(fitted[name] for name in ("A", "B", "E", "alpha", "beta"))),
-        theta=np.array(fitted["theta_draws"]).reshape(-1, 5),
+        theta=theta if len(theta) >= enough else theta[:0],
         noise=fitted["noise"],
         optimum=(PowerLaw(best["N_coef"], best["a"]), PowerLaw(best["D_coef"], best["b"])),
-        optimum_draws=(np.array(best["draws"]["N"]).reshape(-1, 2), np.array(best["draws"]["D"]).reshape(-1, 2)),
+        optimum_draws=(n_draws, d_draws) if len(n_draws) >= enough else (n_draws[:0], d_draws[:0]),
         source=source,
         convention=law["convention"],
         rows=law["rows"],
@@ -110,8 +119,9 @@ def predict(
     asked = {"flops": flops, "params": params, "tokens": tokens, "loss": loss}
     given = {name: value for name, value in asked.items() if value is not None}
     for name, value in given.items():
-        if not (value > 0 and math.isfinite(value)):
-            raise BadInput(f"{name} {value:g} is not a finite positive number; give one")
+        low, high = LIMITS[name]
+        if not low <= value <= high:
+            raise BadInput(f"{name} {value:g} is not within {low:g} to {high:g}; give a run's {name}")
     drawn: dict[str, Floats] = {}
     source = f.source
     if params is not None and tokens is not None and loss is None:
@@ -226,20 +236,21 @@ def _loss_interval(f: Forecaster, params: float, tokens: float) -> list[float] |
 
 def serve(f: Forecaster, loss: float, inference_tokens: float) -> Json:
     """Give the run that reaches a loss at the least FLOPs of training and serving so many tokens together."""
-    if not inference_tokens > 0:
-        raise BadInput(f"inference-tokens {inference_tokens:g} must be above 0")
+    if not 0 < inference_tokens <= LIMITS["tokens"][1]:
+        raise BadInput(f"inference-tokens {inference_tokens:g} must be above 0 and at most {LIMITS['tokens'][1]:g}")
     best = serving_optimum(f.law, loss, inference_tokens)
-    drawn = [serving_optimum(law, loss, inference_tokens) for law in _some_laws(f) if law.E < loss]
+    drawn = [serving_optimum(law, loss, inference_tokens) if law.E < loss else None for law in _some_laws(f)]
     result: Json = {"inference_tokens": inference_tokens, **asdict(best)}
     for name in ("params", "tokens"):
-        result[f"{name}_interval"] = _interval(np.array([getattr(other, name) for other in drawn]))
+        values = [getattr(other, name) if other else math.inf for other in drawn]
+        result[f"{name}_interval"] = _interval(np.array(values))
     return plain({**result, "tokens_per_param": best.tokens / best.params, "loss": loss})
 
 
 def constrain(f: Forecaster, flops: float, unique_tokens: float) -> Json:
     """Give the best run of a compute when only so many tokens are unique (Muennighoff et al. 2023)."""
-    if not unique_tokens > 0:
-        raise BadInput(f"unique-tokens {unique_tokens:g} must be above 0")
+    if not 0 < unique_tokens <= LIMITS["tokens"][1]:
+        raise BadInput(f"unique-tokens {unique_tokens:g} must be above 0 and at most {LIMITS['tokens'][1]:g}")
     if not isinstance(f.law, ChinchillaLaw):
         raise BadInput(f"{f.name} is not a Chinchilla law, which repeated data needs; use another law")
     best = DataConstrainedLaw(f.law, unique_tokens).optimum(flops=flops)
@@ -266,10 +277,12 @@ def score(path: Path, measured_loss: float, params: float, tokens: float) -> Jso
     BadInput when the file was altered since, or when the run trained is not the run predicted.
     """
     record = read_json(path)
-    content = {name: record.get(name) for name in ("prediction", "registered")}
+    if not isinstance(record, dict):
+        raise BadInput(f"{path} is not a registered prediction; write one with gptjax predict LAW --register FILE")
+    content: Json = {name: record.get(name) for name in ("prediction", "registered")}
     if record.get("sha256") != _digest(content):
         raise BadInput(f"{path} does not match its sha256: it was altered after it was registered; predict a new run")
-    prediction = content["prediction"]
+    prediction: Json = content["prediction"]
     for name, value in (("params", params), ("tokens", tokens)):
         if abs(value / prediction[name] - 1) > SAME_RUN:
             raise BadInput(

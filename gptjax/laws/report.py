@@ -38,10 +38,12 @@ class _Plate:
     draw: Callable[[bool], Figure]
 
 
-def write_report(directory: Path, choices: Choices | None = None, sweeps: int = SWEEPS) -> Path:
+def write_report(
+    directory: Path, choices: Choices | None = None, sweeps: int = SWEEPS, done: Callable[[], Any] = lambda: None
+) -> Path:
     """Fit the law of directory/runs.csv and write law.json, figures/*.png and report.html; give the page's path.
 
-    The coverage of the intervals is counted on so many simulated `sweeps`.
+    The coverage of the intervals is counted on so many simulated `sweeps`; `done` is called after each.
 
     Also shows, where they stand beside it: curves.csv (run, params, tokens, flops, loss), facts.json (title,
     not_run and any flat facts), prediction.json and prediction_score.json. The envelope goes through the curves only
@@ -52,7 +54,7 @@ def write_report(directory: Path, choices: Choices | None = None, sweeps: int = 
     curves = read_curves(directory / "curves.csv") if (directory / "curves.csv").exists() else []
     if choices.unfinished and not curves:
         raise BadInput(f"{directory} has no curves.csv, whose unfinished runs are to count; add it or leave them out")
-    law = fit_all(runs, choices, curves=curves if choices.unfinished else None, sweeps=sweeps)
+    law = fit_all(runs, choices, curves=curves if choices.unfinished else None, sweeps=sweeps, done=done)
     rows = choices.rows(runs)
     curves = _counted(curves, rows)
     facts, record = _optional(directory / "facts.json"), _optional(directory / "prediction.json")
@@ -286,7 +288,9 @@ def _coverage(counted: Json) -> Iterator[str]:
         "and tokens, with the noise of these runs, and fitted the same way. A 95&#8239;% interval should hold the "
         "planted exponent in 95&#8239;% of them.</p>"
     )
-    lines, short_of = [], []
+    lines: list[list[Any]] = []
+    short_of: list[str] = []
+    beyond: list[str] = []
     for name, label in NAMES.items():
         found = counted[name]
         if not found["fitted"]:
@@ -295,12 +299,17 @@ def _coverage(counted: Json) -> Iterator[str]:
         low, high = found["covered_interval"]
         share = f"{100 * found['covered']:.0f} %  ({100 * low:.0f} to {100 * high:.0f})"
         lines.append([label, found["fitted"], share, *(f"{found[key]:.4f}" for key in ("bias", "rmse", "width"))])
+        off = f"the {label} interval by {100 * abs(NOMINAL - found['covered']):.0f} points"
         if high < NOMINAL:
-            short_of.append(f"the {label} interval by {100 * (NOMINAL - found['covered']):.0f} points")
+            short_of.append(off)
+        elif low > NOMINAL:
+            beyond.append(off)
     header = ["approach", "fitted", "held a (95 %)", "mean error of a", "root mean square", "mean width"]
     yield table(header, lines)
     if short_of:
-        yield f"<p>Too narrow here: {'; '.join(short_of)}.</p>"
+        yield f"<p>They hold a less often than they say: {'; '.join(short_of)}.</p>"
+    if beyond:
+        yield f"<p>They hold a more often than they say, and are wider than they need be: {'; '.join(beyond)}.</p>"
 
 
 def _choices(law: Json) -> Iterator[_Plate | str]:

@@ -36,6 +36,8 @@ def choices_table(runs: Runs, choices: Choices, approaches: Sequence[str]) -> li
             rows = varied.rows(runs)
             if label == LOWEST:
                 rows = rows.take(np.flatnonzero(rows.flops > 1.2 * rows.flops.min()))
+            if not len(rows) or (approach == "parametric" and _same_sizes(runs, choices, varied)):
+                continue
             fit = _fit(approach, rows, varied)
             known = fit.params_law is not None and fit.tokens_law is not None
             entry: Json = {"approach": approach, "choice": label, "rows": len(fit.used), "status": fit.status}
@@ -44,9 +46,18 @@ def choices_table(runs: Runs, choices: Choices, approaches: Sequence[str]) -> li
                 draws = bootstrap(rows, fit, replace(varied, bootstrap=DRAWS), noise=_noise(rows, varied))
                 entry["a"] = fit.params_law.exponent
                 entry["a_interval"] = draws.interval(draws.params[:, 1])
-                entry["N_beyond"] = float(fit.params_law(BEYOND * runs.flops.max()))
+                if varied.convention == choices.convention:  # elsewhere N and C are other numbers
+                    entry["N_beyond"] = float(fit.params_law(BEYOND * runs.counted(choices.convention).flops.max()))
             table.append(entry)
     return table
+
+
+def _same_sizes(runs: Runs, choices: Choices, varied: Choices) -> bool:
+    """Say whether another convention changes C alone, which the parametric fit (its optimum is under 6ND) ignores."""
+    names = [choices.convention, *runs.conventions]
+    earlier = names[: names.index(varied.convention)]
+    n = runs.counted(varied.convention).params
+    return any(np.allclose(n, runs.counted(name).params, rtol=1e-9) for name in earlier)
 
 
 def _variations(runs: Runs, choices: Choices) -> Iterator[tuple[str, tuple[str, ...], Choices]]:

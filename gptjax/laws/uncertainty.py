@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from gptjax.laws.envelope import envelope, refit_finished
+from gptjax.laws.envelope import Envelope, envelope, refit_finished
 from gptjax.laws.families import BY_EXPONENT, slopes_at
 from gptjax.laws.fit import Choices, Fit, Resample
 from gptjax.laws.forms import ChinchillaLaw
@@ -48,7 +48,8 @@ def bootstrap(runs: Runs, fit: Fit, choices: Choices, *, noise: float = math.nan
 
     `noise` is the standard deviation of one loss. IsoFLOP and envelope take noise where it is known, since they refuse
     a draw that happens to leave out the sizes around a minimum. The parametric fit draws what `choices.cluster` says,
-    its noise being the scatter about the law, and starts each draw at its optimum.
+    its noise being the scatter about the law, and starts each draw at its optimum. An envelope of training curves gives
+    no draws: the noise of a frontier point is not that of a finished run.
     """
     asked = choices.draws(len(runs))
     if isinstance(fit, Parametric):
@@ -57,7 +58,7 @@ def bootstrap(runs: Runs, fit: Fit, choices: Choices, *, noise: float = math.nan
         return _of_laws(bootstrap_theta(runs, fit, choices), choices.cluster, fit.noise, asked)
     rng = np.random.default_rng(choices.seed)
     resample: Resample = choices.cluster if math.isnan(noise) else "noise"
-    if fit.status != "ok":
+    if fit.status != "ok" or (isinstance(fit, Envelope) and fit.method == "training curves"):
         table = np.zeros((0, 2, 2))
     elif resample == "noise":
         losses = runs.loss + noise * rng.standard_normal((asked, len(runs)))
@@ -161,10 +162,11 @@ def _scale(runs: Runs, fit: Parametric) -> Floats:
         slope, error = slope * predicted[:, None], predicted - runs.loss
     delta = {"huber": fit.delta, "lad": 1e-8}.get(fit.estimator, 1e3)
     window = max(delta, 1.06 * error.std() * len(error) ** -0.2)
-    bend = (np.abs(error) <= window) * delta / window
+    bend = fit.weights * (np.abs(error) <= window) * delta / window
     inverse = np.linalg.pinv((slope * bend[:, None]).T @ slope)
-    pull = slope * np.clip(error, -delta, delta)[:, None]
-    return np.diag(inverse @ pull.T @ pull @ inverse) / np.diag(inverse)
+    pull = slope * (fit.weights * np.clip(error, -delta, delta))[:, None]
+    spent = len(error) / max(1, len(error) - len(fit.theta))  # the fit's own degrees of freedom
+    return spent * np.diag(inverse @ pull.T @ pull @ inverse) / np.diag(inverse)
 
 
 def _crossings(values: Floats, rise: Floats) -> list[float | None]:

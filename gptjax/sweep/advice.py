@@ -24,6 +24,7 @@ from gptjax.sweep.rules import (
 Json = dict[str, Any]
 FAR = 10.0  # times outside the fitted range from which a fitted rule is called extrapolated
 NEAREST = 3
+MOST_DEVICES = 1_000_000
 
 
 def advise(
@@ -36,9 +37,6 @@ def advise(
     count: int = 8,
     hyper: Json | None = None,
     non_embedding: float | None = None,
-    inference_tokens: float = 0.0,
-    loss: float | None = None,
-    loss_interval: Sequence[float] | None = None,
 ) -> Json:
     """Gather what training N parameters on D tokens for C FLOPs asks for, as a JSON object that `describe` prints.
 
@@ -48,13 +46,13 @@ def advise(
     """
     given = {"params": params, "tokens": tokens, "flops": flops, "count": count}
     for name, value in given.items():
-        if not (np.isfinite(value) and value > 0):
+        if not 0 < float(value) < np.inf:
             raise BadInput(f"{name} {value} must be a finite number above 0")
+    if count > MOST_DEVICES:
+        raise BadInput(f"count {count} is above {MOST_DEVICES:,} devices; give fewer")
     names = list(devices) if names is None else names
     if unknown := [name for name in names if name not in devices]:
         raise BadInput(f"no device is named {unknown[0]!r}; the table has {', '.join(devices)}")
-    if not 0 <= inference_tokens < np.inf:
-        raise BadInput(f"inference_tokens {inference_tokens} must be finite and not negative")
     nearest = nearest_presets(params)
     source = ""
     if non_embedding is None:
@@ -65,12 +63,9 @@ def advise(
         {
             **given,
             "tokens_per_param": tokens / params,
-            "loss": loss,
-            "loss_interval": loss_interval,
             "presets": [{"name": row.name, "params": row.params, "ratio": row.params / params} for row in nearest],
             "rules": [*_fitted(hyper, params, tokens), *_published(params, tokens, non_embedding, source)],
             "costs": [cost(devices[name], flops, count) for name in names],
-            "inference": inference(params, flops, inference_tokens) if inference_tokens else None,
         }
     )
 
@@ -93,12 +88,6 @@ def cost(device: Device, flops: float, count: int) -> Json:
     hours = seconds * count / 3600
     known = {"device": device.name, "mfu": device.mfu, "usd_per_hour": device.usd_per_hour}
     return known | {"seconds": seconds, "device_hours": hours, "usd": hours * device.usd_per_hour}
-
-
-def inference(params: float, flops: float, tokens: float) -> Json:
-    """Give the FLOPs of generating D_inf tokens, 2 N D_inf (Sardana et al. 2024), beside those of training."""
-    spent = 2 * params * tokens
-    return {"tokens": tokens, "flops": spent, "times_training": spent / flops, "lifetime_flops": flops + spent}
 
 
 def _published(params: float, tokens: float, non_embedding: float, source: str) -> list[Json]:
@@ -140,11 +129,6 @@ def _fitted(hyper: Json | None, params: float, tokens: float) -> list[Json]:
 def describe(advice: Json) -> str:
     """Lay an advice out for the terminal."""
     a = advice
-    head = [f"N {short(a['params'])}", f"D {short(a['tokens'])}", f"D/N {a['tokens_per_param']:.3g}"]
-    head += [f"C {short(a['flops'])} FLOPs"]
-    if a["loss"] is not None:
-        interval = f" [{a['loss_interval'][0]:.4f}, {a['loss_interval'][1]:.4f}]" if a["loss_interval"] else ""
-        head.append(f"loss {a['loss']:.4f}{interval}")
     presets = [[p["name"], short(p["params"]), f"{p['ratio']:.2f} N"] for p in a["presets"]]
     rules = []
     for r in a["rules"]:
@@ -157,17 +141,12 @@ def describe(advice: Json) -> str:
     ]
     together = f"on {a['count']} device{'s' * (a['count'] > 1)}"
     lines = [
-        "   ".join(head),
-        "",
         *_columns(["nearest shapes", "N", "ratio"], presets),
         "",
         *_columns(["rule", "rate", "batch", "steps", "of"], rules, last_left=True),
         "",
         *_columns([together, "MFU", "time", "device-hours", "USD"], costs),
     ]
-    if i := a["inference"]:
-        spent = f"{short(i['flops'])} FLOPs, {i['times_training']:.3g} times training"
-        lines += ["", f"inference of {short(i['tokens'])} tokens: {spent}; both {short(i['lifetime_flops'])}"]
     return "\n".join(lines)
 
 

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from gptjax.data.loader import open_stores
 from gptjax.files import read_json, try_lock, write_file, write_json
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.predict import NoForecast, forecaster, predict, register, score
-from gptjax.laws.report import write_report
+from gptjax.laws.report import SWEEPS, write_report
 from gptjax.laws.table import read_runs
 from gptjax.sweep.execute import check, execute
 from gptjax.sweep.ledger import Ledger, Row
@@ -41,7 +42,8 @@ def run_sweep(sweep: SweepConfig, directory: Path, workers: int) -> Path:
         except NoForecast as refusal:
             print(f"gptjax: no held-out run: {refusal}", file=sys.stderr)
     write_facts(sweep, plan, directory, [store.manifest for store in stores], time.perf_counter() - began)
-    return write_report(directory)
+    with tqdm(total=SWEEPS, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
+        return write_report(directory, done=bar.update)
 
 
 def hold_out(sweep: SweepConfig, cells: Plan, directory: Path, workers: int) -> Plan:
