@@ -9,6 +9,7 @@ import pytest
 
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.coverage import coverage, describe
+from gptjax.laws.envelope import envelope
 from gptjax.laws.families import CHINCHILLA
 from gptjax.laws.fit import Choices
 from gptjax.laws.forms import BESIROGLU_2024, ChinchillaLaw
@@ -146,3 +147,9 @@ def test_published_standard_errors_come_out_of_numpys_seed_42():
     assert fit["profile"]["a"]["interval"] == pytest.approx([0.480, 0.556], abs=0.01)
     assert BESIROGLU_2024.a == pytest.approx(fit["a"], abs=2e-3)
     assert json.dumps(law, allow_nan=False)
+
+
+def test_a_fit_without_known_noise_draws_rows(runs):
+    fit = envelope(runs)
+    draws = bootstrap(runs, fit, Choices(cluster="noise", bootstrap=30))
+    assert draws.resample == "rows" and np.isfinite(draws.params).all() and draws.failed_share < 0.5

@@ -57,7 +57,9 @@ def bootstrap(runs: Runs, fit: Fit, choices: Choices, *, noise: float = math.nan
             return Draws(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((0, 5)), choices.cluster, fit.noise, asked)
         return _of_laws(bootstrap_theta(runs, fit, choices), choices.cluster, fit.noise, asked)
     rng = np.random.default_rng(choices.seed)
-    resample: Resample = choices.cluster if math.isnan(noise) else "noise"
+    resample: Resample = "noise"
+    if math.isnan(noise):
+        resample = "params" if choices.cluster == "params" else "rows"
     if fit.status != "ok" or (isinstance(fit, Envelope) and fit.method == "training curves"):
         table = np.zeros((0, 2, 2))
     elif resample == "noise":
