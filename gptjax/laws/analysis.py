@@ -91,7 +91,7 @@ def fit_all(
             truth.law,
             rows.params,
             rows.tokens,
-            noise=truth.noise,
+            noise=truth.noise if math.isnan(noise) else noise / float(rows.loss.mean()),
             sweeps=sweeps,
             choices=choices,
             approaches=approaches,
