@@ -390,7 +390,7 @@ def _greedy(
 def describe(plan: Design | Extension) -> str:
     """Draw a design, with the lines of its SweepConfig, or an extension as a table, with what it costs and promises."""
     estimator = f"Huber, delta {plan.delta:g}" if np.isfinite(plan.delta) else "least squares"
-    assumed = f"if the law holds (a = {plan.law.a:.3f}) and a run's log loss has noise {plan.noise:g} ({estimator})"
+    assumed = f"if the law holds (a = {plan.law.a:.3f}) and a run's log loss has noise {plan.noise:.3g} ({estimator})"
     target = f"at {short(plan.target_flops)} FLOPs"
     if isinstance(plan, Extension):
         name = {"a": "a", "params": "log N*", "loss": "log loss"}[plan.goal]

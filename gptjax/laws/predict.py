@@ -244,7 +244,7 @@ def serve(f: Forecaster, loss: float, inference_tokens: float) -> Json:
     for name in ("params", "tokens"):
         values = [getattr(other, name) if other else math.inf for other in drawn]
         result[f"{name}_interval"] = _interval(np.array(values))
-    return plain({**result, "tokens_per_param": best.tokens / best.params, "loss": loss})
+    return plain({**result, "tokens_per_param": best.tokens / best.params, "loss": loss, **_by_law(f)})
 
 
 def constrain(f: Forecaster, flops: float, unique_tokens: float) -> Json:
@@ -258,7 +258,12 @@ def constrain(f: Forecaster, flops: float, unique_tokens: float) -> Json:
     result: Json = {"unique_tokens": unique_tokens, **asdict(best), "epochs": best.tokens / unique_tokens}
     for name in ("params", "tokens", "loss"):
         result[f"{name}_interval"] = _interval(np.array([getattr(other, name) for other in drawn]))
-    return plain({**result, "tokens_per_param": best.tokens / best.params})
+    return plain({**result, "tokens_per_param": best.tokens / best.params, **_by_law(f)})
+
+
+def _by_law(f: Forecaster) -> Json:
+    """Say that an optimum is the law's own, also where a budget's comes from an isoFLOP fit."""
+    return {"optimum_from": "parametric" if f.rows else f.source, "law": f.name, "convention": f.convention}
 
 
 def _some_laws(f: Forecaster) -> list[ChinchillaLaw]:
