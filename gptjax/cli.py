@@ -253,24 +253,22 @@ def run_fit(args: argparse.Namespace) -> None:
     if args.json:
         write_json(args.json, law)
     for name, found in law["approaches"].items():
-        print(f"{name}: {found['status']}; {describe_fit(found)}")
+        print("\n  ".join([f"{name}: {found['status']}; {describe_fit(found)}", *found["reasons"]]))
     if "coverage" in law:
         print(coverage.describe(law["coverage"]))
 
 
 def describe_fit(found: dict[str, Any]) -> str:
-    """Say a fit in a line: exponents with 95 % intervals, the parametric law, and what speaks against it."""
-    reasons = "; ".join(found["reasons"])
+    """Say a fit in a line: exponents with 95 % intervals and the parametric law."""
     if found["a"] is None:
-        return reasons
+        return "no law"
     text = ", ".join(
         f"{name} {found[name]:.4g}" + (f" [{low:.4g}, {high:.4g}]" if low is not None else "")
         for name in ("a", "b", "A", "B", "E", "alpha", "beta")
         if name in found
         for low, high in [found.get(f"{name}_interval") or (None, None)]
     )
-    text = f"{text}; {len(found['used'])} points used, {len(found['dropped'])} dropped"
-    return f"{text}; {reasons}" if reasons else text
+    return f"{text}; {len(found['used'])} points used, {len(found['dropped'])} dropped"
 
 
 def run_report(args: argparse.Namespace) -> None:
