@@ -4,6 +4,7 @@ N parameters, D tokens, C = 6 N D FLOPs, losses in nats a token. A law is a valu
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,12 +39,12 @@ class PowerLaw:
         return self.coef * np.asarray(x, dtype=np.float64) ** self.exponent
 
 
-class Law:
+class Law(ABC):
     """A loss of N and D that falls in both; what is optimal under C = 6ND follows, here by search."""
 
+    @abstractmethod
     def loss(self, params: ArrayLike, tokens: ArrayLike) -> Floats:
         """Give the loss of a model of N parameters after D tokens, elementwise."""
-        raise NotImplementedError
 
     def optimum(
         self,
