@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax.cli import load
+from gptjax.commands.given import load
 from gptjax.data.objectives import Batch
 from gptjax.models.gpt import gpt
 from gptjax.sharding import Layout

@@ -22,6 +22,7 @@ LEVELS = [
         "laws.report",
     ],
     ["sweep.execute", "sweep.loop", "sweep.advice", "selftest"],
+    ["commands"],
     ["cli"],
 ]
 

@@ -1,0 +1,73 @@
+"""What a user gives on the command line: files with configs, directories of sweeps, places to write."""
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gptjax.errors import BadInput
+
+Run = Callable[[argparse.Namespace], None]
+Verb = Callable[[str, Run, str], argparse.ArgumentParser]  # name, what it does, help: adds a verb
+
+
+def with_file(sub: argparse.ArgumentParser, what: str) -> None:
+    sub.add_argument("file", metavar="FILE[:NAME]", help=f"a Python file and its function that returns a {what}")
+    sub.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override, as optim.lr=3e-4")
+
+
+def load(target: str, kind: type, name: str) -> Any:
+    """Call the function of a file that returns a config, by default the one called `name`."""
+    path, _, function = target.partition(":")
+    function = function or name
+    if not Path(path).is_file():
+        raise BadInput(f"{path} is not a file; give a Python file such as experiments/chinchilla/quick.py")
+    spec = importlib.util.spec_from_file_location(f"experiment_{Path(path).stem}", path)
+    if spec is None or spec.loader is None:
+        raise BadInput(f"{path} is not a Python file; give one such as experiments/chinchilla/quick.py")
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise BadInput(f"{path}:{error.lineno}: {error.msg}") from None
+    if not hasattr(module, function):
+        offered = [
+            n for n, f in vars(module).items() if callable(f) and getattr(f, "__module__", "") == module.__name__
+        ]
+        raise BadInput(f"{path} has no function {function!r}; it has {', '.join(offered) or 'none'}")
+    config = getattr(module, function)()
+    if not isinstance(config, kind):
+        raise BadInput(f"{path}:{function} returned a {type(config).__name__}; it must return a {kind.__name__}")
+    return config
+
+
+def use_compilation_cache() -> None:
+    """Keep compiled programs between processes; workers inherit the setting, and jax reads it when it is imported."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(".cache/gptjax/xla").absolute()))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def writable(*paths: Path | None) -> None:
+    """Refuse before anything is written when the directory of one of the files to write is not there."""
+    for path in paths:
+        if path and not path.parent.is_dir():
+            raise BadInput(f"{path.parent} is not a directory; make it, or write {path.name} elsewhere")
+
+
+def tables_of(directory: Path) -> Path:
+    """Bring the tables of a sweep up to date with its ledger, so that one in progress can be fitted too."""
+    if (directory / "plan.json").is_file():
+        from gptjax.sweep.loop import write_tables
+        from gptjax.sweep.plan import Plan
+
+        write_tables(Plan.load(directory / "plan.json"), directory)
+    return existing(directory, "runs.csv")
+
+
+def existing(directory: Path, needed: str, what: str = "a sweep") -> Path:
+    if not (directory / needed).is_file():
+        raise BadInput(f"{directory} has no {needed}; give the directory of {what}")
+    return directory

@@ -1,0 +1,231 @@
+"""The verbs of laws: fit, report, predict, score, plan, selftest."""
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from gptjax.commands.given import Verb, existing, tables_of, use_compilation_cache, writable
+from gptjax.errors import BadInput
+
+
+def add(verb: Verb) -> None:
+    fit = verb("fit", run_fit, "fit the law to a table of runs")
+    fit.add_argument("table", type=Path, metavar="TABLE.csv|DIR")
+    fit.add_argument("--approach", default="all", choices=("envelope", "isoflop", "parametric", "all"))
+    fit.add_argument("--coverage", type=int, default=0, metavar="N", help="sweeps simulated to test the intervals")
+    fit.add_argument("--curves", type=Path, metavar="FILE", help="training curves for the envelope, as in curves.csv")
+    with_choices(fit)
+    fit.add_argument("--json", type=Path, metavar="FILE")
+
+    report = verb("report", run_report, "fit, draw and write report.html anew")
+    report.add_argument("dir", type=Path)
+    report.add_argument("--coverage", type=int, default=100, metavar="N", help="sweeps simulated to test the intervals")
+    with_choices(report)
+
+    predict = verb("predict", run_predict, "predict the best run of a budget, size, token count or loss")
+    predict.add_argument("law", metavar="LAW", help="law.json, a directory with one, or a published law's name")
+    for name, unit in (("flops", "FLOPs"), ("params", "parameters"), ("tokens", "tokens"), ("loss", "nats a token")):
+        predict.add_argument(f"--{name}", type=float, metavar="X", help=f"the run's {unit}")
+    predict.add_argument("--inference-tokens", type=float, metavar="X", help="tokens to be served: add their FLOPs")
+    predict.add_argument("--unique-tokens", type=float, metavar="X", help="repeat the data beyond so many tokens")
+    predict.add_argument("--devices", type=Path, metavar="FILE", help="your own table in the place of devices.csv")
+    predict.add_argument("--device", action="append", metavar="NAME", help="cost on this device only; may be repeated")
+    predict.add_argument("--count", type=int, default=8, help="devices to share the work (default: 8)")
+    predict.add_argument("--force", action="store_true", help="forecast from a degenerate law too")
+    predict.add_argument("--register", type=Path, metavar="FILE", help="write the prediction down, dated and hashed")
+    predict.add_argument("--json", type=Path, metavar="FILE")
+
+    score = verb("score", run_score, "compare a registered prediction with its run")
+    score.add_argument("prediction", type=Path, metavar="FILE")
+    score.add_argument("dir", type=Path, metavar="RUN", help="the directory of the finished run")
+    score.add_argument("--json", type=Path, metavar="FILE")
+
+    plan = verb("plan", run_plan, "propose a sweep, and the next cells, for an allowance of FLOPs")
+    plan.add_argument("--flops", required=True, type=float, metavar="X", help="FLOPs to spend")
+    plan.add_argument("--law", default="besiroglu-2024", help="law.json or a published law (default: %(default)s)")
+    plan.add_argument("--table", type=Path, metavar="TABLE.csv|DIR", help="runs already done: propose what to add")
+    plan.add_argument("--target", type=float, metavar="C", help="FLOPs at which the loss matters most")
+    plan.add_argument("--goal", default="a", help="what to know best: a, loss or params at the target (default: a)")
+    plan.add_argument("--runs", type=int, default=36, metavar="K", help="runs of a new sweep (default: %(default)s)")
+    plan.add_argument("--cooldown", type=float, metavar="SHARE", help="branch off one trunk a size, cooled so long")
+    plan.add_argument("--noise", type=float, help="sd of one run's log loss (default: the law's, else .01)")
+    plan.add_argument("--json", type=Path, metavar="FILE")
+
+    test = verb("selftest", run_selftest, "recover planted laws and a known entropy")
+    test.add_argument("--sweeps", type=int, default=50, help="simulated sweeps per law (default: %(default)s)")
+    test.add_argument("--steps", type=int, default=400, help="steps of the Markov run (default: %(default)s)")
+    test.add_argument("--json", type=Path, metavar="FILE")
+
+
+def with_choices(sub: argparse.ArgumentParser) -> None:
+    choice = sub.add_argument_group("choices").add_argument
+    choice("--convention", default="", metavar="NAME", help="of N and C, as 6n_non_embedding (default: the table's)")
+    choice("--drop-highest-loss", type=int, default=0, metavar="K", help="leave out the K highest losses")
+    choice("--loss", default="huber", help="huber, lad, lsq-log or lsq: how the parametric fit weighs errors")
+    choice("--delta", type=float, default=1e-3, help="of huber (default: %(default)s)")
+    choice("--weights", default="equal", help="equal, or noise: 1 / loss_se^2")
+    choice("--interp", default="parabola", help="parabola or akima, through an isoFLOP budget")
+    choice("--window", type=int, default=3, metavar="K", help="sizes on either side that a parabola sees")
+    choice("--unfinished", action="store_true", help="count training curves before their schedule ended")
+    choice("--bootstrap", type=int, default=0, metavar="N", help="draws (default: 1000)")
+    choice("--cluster", default="rows", help="what the parametric bootstrap draws: rows, params or noise")
+    choice("--seed", type=int, default=0, metavar="S")
+
+
+def choices_of(args: argparse.Namespace) -> Any:
+    from gptjax.laws.fit import Choices
+
+    if args.coverage < 0:
+        raise BadInput(f"--coverage {args.coverage} counts sweeps; give 0 or more")
+
+    return Choices(**{field.name: getattr(args, field.name) for field in fields(Choices)})
+
+
+def run_fit(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from gptjax.files import write_json
+    from gptjax.laws import coverage
+    from gptjax.laws.analysis import fit_all, require_law
+    from gptjax.laws.fit import APPROACHES
+    from gptjax.laws.table import read_curves, read_runs
+
+    table = tables_of(args.table) / "runs.csv" if args.table.is_dir() else args.table
+    approaches = APPROACHES if args.approach == "all" else (args.approach,)
+    curves = read_curves(args.curves) if args.curves else None
+    settings = {"approaches": approaches, "curves": curves, "tables": bool(args.json), "sweeps": args.coverage}
+    with tqdm(total=args.coverage, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
+        law = fit_all(read_runs(table), choices_of(args), **settings, done=bar.update)
+    require_law(law)
+    if args.json:
+        write_json(args.json, law)
+    for name, found in law["approaches"].items():
+        print("\n  ".join([f"{name}: {found['status']}; {describe_fit(found)}", *found["reasons"]]))
+    if "coverage" in law:
+        print(coverage.describe(law["coverage"]))
+
+
+def describe_fit(found: dict[str, Any]) -> str:
+    """Say a fit in a line: exponents with 95 % intervals and the parametric law."""
+    if found["a"] is None:
+        return "no law"
+    text = ", ".join(
+        f"{name} {found[name]:.4g}" + (f" [{low:.4g}, {high:.4g}]" if low is not None else "")
+        for name in ("a", "b", "A", "B", "E", "alpha", "beta")
+        if name in found
+        for low, high in [found.get(f"{name}_interval") or (None, None)]
+    )
+    return f"{text}; {len(found['used'])} points used, {len(found['dropped'])} dropped"
+
+
+def run_report(args: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from gptjax.laws.report import write_report
+
+    with tqdm(total=args.coverage, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
+        path = write_report(tables_of(args.dir), choices_of(args), args.coverage, bar.update)
+    print(path)
+
+
+def run_predict(args: argparse.Namespace) -> None:
+    from gptjax.devices import devices
+    from gptjax.files import write_json
+    from gptjax.laws import predict as laws
+    from gptjax.sweep import advice
+
+    forecaster = laws.read_forecaster(args.law, args.force)
+    said = laws.predict(forecaster, flops=args.flops, params=args.params, tokens=args.tokens, loss=args.loss)
+    extra = {}
+    if args.inference_tokens:
+        extra["served"] = laws.serve(forecaster, said["loss"], args.inference_tokens)
+    if args.unique_tokens:
+        extra["constrained"] = laws.constrain(forecaster, said["flops"], args.unique_tokens)
+    hyper = None if args.law in laws.PUBLISHED else laws.read_law(args.law).get("hyper")
+    layers_only = said["params"] if said["convention"].startswith("6n_non_embedding") else None
+    advised = advice.advise(
+        said["params"],
+        said["tokens"],
+        said["flops"],
+        hyper=hyper,
+        devices=devices(args.devices),
+        names=args.device,
+        count=args.count,
+        non_embedding=layers_only,
+    )
+    writable(args.register, args.json)
+    if args.register:
+        laws.register(said, args.register)
+    if args.json:
+        write_json(args.json, {"prediction": said, **extra, "advice": advised})
+    print("\n\n".join([laws.describe(said), *map(laws.describe, extra.values()), advice.describe(advised)]))
+
+
+def run_score(args: argparse.Namespace) -> None:
+    from gptjax.config import from_json
+    from gptjax.files import read_json, write_json
+    from gptjax.laws.predict import score
+    from gptjax.laws.table import CONVENTIONS
+    from gptjax.models.count import ParamCount
+    from gptjax.train.result import Result
+
+    existing(args.dir, "result.json", "a finished run")
+    result = from_json(Result, read_json(args.dir / "result.json"))
+    if result.loss is None:
+        raise BadInput(f"{args.dir} failed ({result.reason}) and has no loss to score; train it again")
+    said = read_json(args.prediction)
+    convention = str(said.get("prediction", {}).get("convention", "")) if isinstance(said, dict) else ""
+    counted = CONVENTIONS.get(convention.partition(":")[0], ("total", ""))[0]
+    found = score(args.prediction, result.loss, getattr(ParamCount(**result.params), counted), result.tokens)
+    if args.json:
+        write_json(args.json, found)
+    verdict = {None: "no interval was given", True: "inside the interval", False: "outside the interval"}
+    print(f"predicted {found['predicted']:.4f}, measured {found['measured']:.4f}, log error "
+          f"{found['log_error']:+.4f}: {verdict[found['inside']]}")  # fmt: skip
+
+
+def run_plan(args: argparse.Namespace) -> None:
+    from gptjax.files import plain, write_json
+    from gptjax.laws import design
+    from gptjax.laws.forms import ChinchillaLaw
+    from gptjax.laws.predict import PUBLISHED, read_forecaster, read_law
+    from gptjax.laws.table import read_runs
+
+    forecaster = read_forecaster(args.law, force=True)
+    if not isinstance(forecaster.law, ChinchillaLaw):
+        raise BadInput(f"{args.law} is not a Chinchilla law, which the design needs; use another, as besiroglu-2024")
+    if forecaster.forced:
+        print(f"gptjax: {args.law} is {forecaster.forced}; the plan is as good as that law", file=sys.stderr)
+    law, noise = forecaster.law, (forecaster.noise or 0.01) if args.noise is None else args.noise
+    goal: Any = args.goal
+    plan: Any
+    if args.table:
+        settings = {} if args.law in PUBLISHED else read_law(args.law)["settings"]
+        done = read_runs(tables_of(args.table) / "runs.csv" if args.table.is_dir() else args.table)
+        done = done.counted(settings.get("convention", "")).tuned()
+        plan = design.next_cells(
+            law, done.params, done.tokens, args.flops, noise=noise, goal=goal, target_flops=args.target
+        )
+    else:
+        settings = {"target_flops": args.target, "cooldown": args.cooldown, "runs": args.runs}
+        plan = design.propose(law, args.flops, noise=noise, goal=goal, **settings)
+    if args.json:
+        write_json(args.json, plain(plan))
+    print(design.describe(plan))
+
+
+def run_selftest(args: argparse.Namespace) -> None:
+    if args.sweeps < 1 or args.steps < 100:
+        raise BadInput(f"--sweeps {args.sweeps} must be at least 1 and --steps {args.steps} at least 100")
+    use_compilation_cache()
+    from gptjax.files import plain, write_json
+    from gptjax.selftest import describe, selftest
+
+    result = plain(selftest(args.sweeps, args.steps))
+    if args.json:
+        write_json(args.json, result)
+    print(describe(result))
+    if not result["markov"].get("sound"):
+        sys.exit(1)

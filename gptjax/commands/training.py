@@ -1,0 +1,117 @@
+"""The verbs that train: data, train, sweep, status, coord-check, and the presets they start from."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from gptjax.commands.given import Verb, existing, load, use_compilation_cache, with_file
+from gptjax.errors import BadInput
+
+
+def add(verb: Verb) -> None:
+    data = verb("data", run_data, "tokenize a corpus into a token store")
+    data.add_argument("corpus", help="python, markov[:OPTIONS], hf:NAME, or text, jsonl or parquet files")
+    data.add_argument("--out", required=True, type=Path, metavar="DIR")
+    data.add_argument("--tokenizer", default="sentencepiece:512", help="bytes, or sentencepiece:VOCABULARY")
+
+    train = verb("train", run_train, "train one run")
+    with_file(train, "RunConfig")
+    train.add_argument("--dir", required=True, type=Path)
+
+    sweep = verb("sweep", run_sweep, "plan, train, fit and report a sweep; run again, it does what is pending")
+    with_file(sweep, "SweepConfig")
+    sweep.add_argument("--dir", type=Path, help="default: runs/ and the file's name")
+    sweep.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    sweep.add_argument("--workers", type=int, help="processes on this machine (default: the sweep's)")
+
+    verb("status", run_status, "say what of a sweep is done").add_argument("dir", type=Path)
+
+    coord = verb("coord-check", run_coord_check, "show that activations keep their size as width grows")
+    with_file(coord, "RunConfig")
+    coord.add_argument("--widths", default="32,64,128,256", metavar="W,W,...")
+    coord.add_argument("--steps", type=int, default=5)
+    coord.add_argument("--out", type=Path, metavar="DIR", help="write coord_check.png here")
+    coord.add_argument("--json", type=Path, metavar="FILE")
+
+    verb("presets", run_presets, "list the published shapes, counted against their papers")
+
+
+def run_data(args: argparse.Namespace) -> None:
+    from gptjax.data.store import build_store
+
+    store = build_store(args.corpus, args.tokenizer, args.out)
+    for split, facts in store.manifest.splits.items():
+        size = f"{facts.documents:,} documents, {facts.tokens:,} tokens"
+        print(f"{split}: {size}, {facts.bytes_per_token:.3f} bytes a token")
+    print(f"{args.out}: digest {store.digest}")
+
+
+def run_train(args: argparse.Namespace) -> None:
+    use_compilation_cache()
+    from gptjax.config import RunConfig, override
+    from gptjax.train.loop import train
+
+    config = override(load(args.file, RunConfig, "run"), args.set)
+    result = train(config, args.dir)
+    if result.status != "done":
+        print(f"gptjax: {args.dir} failed: {result.reason}", file=sys.stderr)
+        sys.exit(1)
+    loss = f"loss {result.loss:.4f} ± {result.loss_se:.4f} nats a token"
+    print(f"{loss}, {result.bits_per_byte:.4f} bits a byte: {args.dir}")
+
+
+def run_sweep(args: argparse.Namespace) -> None:
+    use_compilation_cache()
+    from gptjax.config import override
+    from gptjax.sweep.plan import SweepConfig, describe
+
+    sweep = override(load(args.file, SweepConfig, "sweep"), args.set)
+    workers = sweep.workers if args.workers is None else args.workers
+    if workers < 1:
+        raise BadInput(f"--workers {workers} must be at least 1")
+    if args.dry_run:
+        print(describe(sweep, workers))
+        return
+    from gptjax.sweep.loop import run_sweep
+
+    print(run_sweep(sweep, args.dir or Path("runs") / Path(args.file.partition(":")[0]).stem, workers))
+
+
+def run_status(args: argparse.Namespace) -> None:
+    from gptjax.sweep.execute import status
+
+    print(status(existing(args.dir, "plan.json")))
+
+
+def run_coord_check(args: argparse.Namespace) -> None:
+    use_compilation_cache()
+    from gptjax.config import RunConfig, override
+    from gptjax.files import write_file, write_json
+    from gptjax.laws.page import png
+    from gptjax.train import coord_check
+
+    try:
+        widths = [int(width) for width in args.widths.split(",")]
+    except ValueError:
+        raise BadInput(f"--widths {args.widths!r} is not a list of whole numbers; write 32,64,128,256") from None
+    result = coord_check.coord_check(override(load(args.file, RunConfig, "run"), args.set), widths, steps=args.steps)
+    if args.json:
+        write_json(args.json, result)
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_file(args.out / "coord_check.png", png(coord_check.draw(result)))
+    print(coord_check.describe(result))
+
+
+def run_presets(args: argparse.Namespace) -> None:
+    from gptjax.models.presets import ROWS
+
+    print(f"{'name':<18}{'layers':>7}{'width':>7}{'heads':>6}{'kv':>5}{'mlp':>7}{'context':>9}{'vocab':>8}", end="")
+    print(f"{'parameters':>18}{'published':>11}{'off':>8}")
+    for row in ROWS:
+        c = row.config
+        shape = (
+            f"{c.n_layers:>7}{c.d_model:>7}{c.n_heads:>6}{c.kv_heads:>5}{c.mlp_size:>7}{c.context:>9}{c.vocab_size:>8}"
+        )
+        note = f"  {row.note}" if row.note else ""
+        print(f"{row.name:<18}{shape}{row.params:>18,}{row.published:>11}{row.difference:>+8.1%}{note}")
