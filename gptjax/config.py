@@ -39,15 +39,21 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class SaveConfig:
-    """Checkpoints: every so many steps, the last few kept, and some steps kept for good."""
+    """Checkpoints: every so many steps; the last few are kept, the best, some at an interval, and the steps of `at`."""
 
     every: int = 1000
     keep: int = 2
-    at: tuple[int, ...] = ()
+    keep_best: int = 0  # of those with an evaluation, the ones of lowest validation loss
+    keep_every: int = 0  # steps; 0: none is kept for its number
+    at: tuple[int, ...] = ()  # saved and kept
 
     def __post_init__(self) -> None:
         if self.keep < 2:
             raise BadInput(f"save.keep = {self.keep} must be at least 2: one is intact while another is written")
+        if self.keep_best < 0:
+            raise BadInput(f"save.keep_best = {self.keep_best} must be 0 or more")
+        if self.keep_every < 0 or (self.keep_every and (self.every < 1 or self.keep_every % self.every)):
+            raise BadInput(f"save.keep_every = {self.keep_every} must be a multiple of save.every = {self.every}")
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,11 @@ class RunConfig:
             raise BadInput(f"optim.warmup {self.optim.warmup} must be below steps = {self.steps}")
         if self.init_from and not self.init_from.step < self.steps:
             raise BadInput(f"init_from.step {self.init_from.step} must be below steps = {self.steps}")
+        if self.save.keep_best and (self.evaluate.every < 1 or self.save.every % self.evaluate.every):
+            raise BadInput(
+                f"save.keep_best = {self.save.keep_best} needs a validation loss at every save: save.every = "
+                f"{self.save.every} must be a multiple of evaluate.every = {self.evaluate.every}"
+            )
         unknown = set(self.trackers) - {"tensorboard", "wandb"}
         if unknown:
             raise BadInput(f"unknown tracker {sorted(unknown)[0]!r}; use tensorboard or wandb")

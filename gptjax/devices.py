@@ -2,7 +2,7 @@
 
 import csv
 import math
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 from gptjax.errors import BadInput
@@ -22,6 +22,9 @@ class Device:
     link_gb_per_s: float  # to other devices, both directions together
     usd_per_hour: float
     mfu: float
+    network_gb_per_s: float = (
+        0.0  # out of its slice or node, both directions together; 0 where a table has no such column
+    )
 
     @property
     def peak_flops_per_s(self) -> float:
@@ -50,7 +53,7 @@ def devices(path: Path | None = None) -> dict[str, Device]:
         raise BadInput(f"{path} cannot be read ({error}); give a UTF-8 CSV file of devices") from None
     numbered = [(i, line) for i, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
     header, *rows = [next(csv.reader([line])) for _, line in numbered] or [[]]
-    columns = [field.name for field in fields(Device)]
+    columns = [field.name for field in fields(Device) if field.default is MISSING]
     if missing := [name for name in columns if name not in header]:
         raise BadInput(f"{path} has no column {missing[0]!r}; its first line must name {','.join(columns)}")
     if not rows:
@@ -68,7 +71,7 @@ def devices(path: Path | None = None) -> dict[str, Device]:
 
 
 def _device(row: dict[str, str], where: str) -> Device:
-    name, kind, *columns = (field.name for field in fields(Device))
+    name, kind, *columns = (field.name for field in fields(Device) if field.name in row)
     if not row[name]:
         raise BadInput(f"{where}: the name is empty; give the device a short one, as h200")
     values = {}

@@ -1,38 +1,24 @@
 """Files that are whole or absent, whatever dies while they are written, and values as strict JSON."""
 
-import fcntl
 import json
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import numpy as np
 
+from gptjax import storage
 from gptjax.errors import BadInput
 
 
 def write_file(path: Path, content: str | bytes, *, replace: bool = True) -> None:
-    """Write to a neighbour and rename it; with replace=False an existing file is BadInput and stays as it is."""
+    """Write a file whole; with replace=False an existing file is BadInput and stays as it is."""
     data = content.encode() if isinstance(content, str) else content
-    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    try:
-        if replace:
-            os.replace(file.name, path)
-        else:
-            os.link(file.name, path)  # unlike a rename, a link refuses when the name is taken
-    except FileExistsError:
-        raise BadInput(f"{path} exists and is not overwritten; move it away or choose another name") from None
-    finally:
-        Path(file.name).unlink(missing_ok=True)
+    if replace:
+        storage.write(path, data)
+    elif not storage.create(path, data):
+        raise BadInput(f"{path} exists and is not overwritten; move it away or choose another name")
 
 
 def write_json(path: Path, value: Any, *, replace: bool = True) -> None:
@@ -46,18 +32,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} cannot be read as JSON ({error}); give a file that this program wrote") from None
-
-
-@contextmanager
-def try_lock(path: Path) -> Iterator[bool]:
-    """Hold a lock file if nobody does; the system frees it when its holder dies, however it dies."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
 
 
 def plain(value: Any) -> Any:

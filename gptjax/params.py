@@ -52,25 +52,10 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs) -> nnx
     return nnx.merge(graph, state)
 
 
-def run_stack(layers: nnx.Module, x: jax.Array, *args: Any, scan: bool, remat: str) -> jax.Array:
-    """Send x through stacked layers: `lax.scan` compiles one layer; a loop lets XLA fuse across small ones.
-
-    remat: "none" keeps every activation, "dots" keeps matmul outputs, "full" keeps only each layer's input.
-    """
+def layer_of(layers: nnx.Module) -> tuple[Callable[..., Any], Any]:
+    """Return one of stacked layers as a function of (its weights, *inputs), and the weights of all."""
     graph, state = nnx.split(layers)
-
-    def layer(x: jax.Array, weights: Any) -> tuple[jax.Array, None]:
-        return nnx.merge(graph, weights)(x, *args), None
-
-    if remat != "none":
-        dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        layer = jax.checkpoint(layer, policy=dots if remat == "dots" else None, prevent_cse=not scan)
-    if scan:
-        return jax.lax.scan(layer, x, state)[0]
-    leaves, tree = jax.tree.flatten(state)
-    for weights in zip(*(jnp.unstack(leaf) for leaf in leaves), strict=True):
-        x, _ = layer(x, jax.tree.unflatten(tree, weights))
-    return x
+    return lambda weights, *inputs: nnx.merge(graph, weights)(*inputs), state
 
 
 def build(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:

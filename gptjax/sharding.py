@@ -8,11 +8,12 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gptjax.errors import BadInput
@@ -23,11 +24,16 @@ Split = str | tuple[str, ...] | None
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 means all that the others leave."""
+    """Devices along each mesh axis; -1 means all that the others leave.
 
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    The order is that of the links: the first axes talk least and cross slices or nodes where there are several.
+    """
+
+    data: int = -1  # copies of the weights, each with its share of the batch
+    pipeline: int = 1  # stages of layers
+    fsdp: int = 1  # shares of weights, gradients and moments, each with its share of the batch
+    context: int = 1  # shares of the sequence
+    tensor: int = 1  # shares of heads, MLP and vocabulary
 
 
 @dataclass(frozen=True)
@@ -35,15 +41,17 @@ class Rules:
     """The mesh axes that split each named axis; None keeps it whole on every device."""
 
     batch: Split = ("data", "fsdp")
-    seq: Split = None
-    layers: Split = None
+    seq: Split = "context"
+    stream: Split = "context"  # positions of the residual stream; ("context", "tensor"): Korthikanti et al. 2022
+    keys: Split = None  # positions of keys and values; None gathers them, "context" sends them round (models/ring.py)
+    layers: Split = "pipeline"
     positions: Split = None
     embed: Split = "fsdp"
     heads: Split = "tensor"
     kv_heads: Split = "tensor"
     head: Split = None
     mlp: Split = "tensor"
-    vocab: Split = "tensor"
+    vocab: Split = ("tensor", "pipeline")  # else every stage would compute the whole head
 
 
 @dataclass(frozen=True)
@@ -53,16 +61,19 @@ class Layout:
     mesh: Mesh
     rules: Rules
 
+    def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
+        return PartitionSpec(*(getattr(self.rules, axis) if axis else None for axis in axes))
+
     def sharding(self, axes: Sequence[str | None], shape: tuple[int, ...] | None = None) -> NamedSharding:
         """Place an array with these axis names; with a shape, check that it divides."""
-        splits = [getattr(self.rules, axis) if axis else None for axis in axes]
-        for axis, split, size in zip(axes, splits, shape or (), strict=bool(shape)):
+        spec = self.spec(axes)
+        for axis, split, size in zip(axes, spec, shape or (), strict=bool(shape)):
             if split and size % (parts := self.parts(split)):
                 raise BadInput(
                     f"axis {axis} of size {size} is not divisible by its {parts} mesh parts {split}; "
                     f"change the mesh or make {axis} a multiple of {parts}"
                 )
-        return NamedSharding(self.mesh, PartitionSpec(*splits))
+        return NamedSharding(self.mesh, spec)
 
     def parts(self, split: Split) -> int:
         names = (split,) if isinstance(split, str) else split or ()
@@ -76,19 +87,47 @@ class Layout:
     def replicated(self) -> NamedSharding:
         return NamedSharding(self.mesh, PartitionSpec())
 
+    @property
+    def platform(self) -> str:
+        """What the mesh's devices are (cpu, gpu, tpu), which need not be where the program is compiled."""
+        return self.mesh.devices.flat[0].platform
+
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Arrange the devices as a (data, fsdp, tensor) mesh with Auto axes."""
+    """Arrange devices as a mesh with Auto axes, neighbours near; slices and nodes are split by the outermost axes."""
     devices = jax.devices() if devices is None else devices
-    sizes = {"data": config.data, "fsdp": config.fsdp, "tensor": config.tensor}
+    sizes = mesh_sizes(config, len(devices))
+    if devices[0].platform == "tpu":
+        outer = outermost(tuple(sizes.values()), len({getattr(device, "slice_index", 0) for device in devices}))
+        inner = [size // over for size, over in zip(sizes.values(), outer, strict=True)]
+        if math.prod(outer) > 1:
+            grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
+        else:
+            grid = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
+    else:  # in order of process: the devices of a node lie together
+        grid = np.asarray(sorted(devices, key=lambda d: (d.process_index, d.id))).reshape(tuple(sizes.values()))
+    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+
+
+def mesh_sizes(config: MeshConfig, n_devices: int) -> dict[str, int]:
+    """Fill in the -1 of a mesh; BadInput where its axes cannot cover exactly so many devices."""
+    sizes = asdict(config)
     known = math.prod(size for size in sizes.values() if size != -1)
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise BadInput(f"mesh {sizes} must have sizes of 1 or more and at most one -1")
-    if len(devices) % known or (not free and known != len(devices)):
-        raise BadInput(f"mesh {sizes} does not cover {len(devices)} devices; their product must be {len(devices)}")
-    shape = tuple(len(devices) // known if size == -1 else size for size in sizes.values())
-    return Mesh(np.asarray(devices).reshape(shape), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    if n_devices % known or (not free and known != n_devices):
+        raise BadInput(f"mesh {sizes} does not cover {n_devices} devices; their product must be {n_devices}")
+    return {name: n_devices // known if size == -1 else size for name, size in sizes.items()}
+
+
+def outermost(sizes: Sequence[int], slices: int) -> list[int]:
+    """Share slices out over the axes, the first taking as many as divide it."""
+    taken = []
+    for size in sizes:
+        taken.append(math.gcd(size, slices))
+        slices //= taken[-1]
+    return taken
 
 
 _layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
@@ -96,7 +135,7 @@ _layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
 
 @contextmanager
 def use(layout: Layout) -> Iterator[None]:
-    """Make `constrain` place activations by this layout while a function is traced."""
+    """Make `constrain` and its neighbours answer for this layout while a function is traced."""
     token = _layout.set(layout)
     try:
         yield
@@ -104,7 +143,24 @@ def use(layout: Layout) -> Iterator[None]:
         _layout.reset(token)
 
 
+def current() -> Layout | None:
+    """Return the layout in use."""
+    return _layout.get()
+
+
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Tell XLA how to split an activation; the identity where no layout is in use."""
-    layout = _layout.get()
+    layout = current()
     return x if layout is None else jax.lax.with_sharding_constraint(x, layout.sharding(axes))
+
+
+def parts(axis: str) -> int:
+    """Return in how many parts the layout in use splits an axis; 1 where there is none."""
+    layout = current()
+    return 1 if layout is None else layout.parts(getattr(layout.rules, axis))
+
+
+def platform() -> str:
+    """Return what a function is being compiled for: the devices of the layout in use, else jax's default."""
+    layout = current()
+    return jax.default_backend() if layout is None else layout.platform

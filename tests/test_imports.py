@@ -5,12 +5,13 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "gptjax"
 LEVELS = [
-    ["errors", "files", "question", "params", "sharding", "devices"],
+    ["errors", "storage", "files", "hosts", "leases", "question", "params", "sharding", "devices"],
     ["models", "data"],
     ["train.optim", "train.mup", "train.state", "train.step", "laws.forms", "laws.table"],
     ["config", "train.checkpoint", "train.result", "train.validation", "train.metrics", "laws"],
     [
         "train.loop",
+        "train.export",
         "train.coord_check",
         "sweep.rules",
         "sweep.plan",
@@ -21,7 +22,7 @@ LEVELS = [
         "laws.methods",
         "laws.report",
     ],
-    ["sweep.execute", "sweep.loop", "sweep.advice", "selftest"],
+    ["sweep.execute", "sweep.local", "sweep.slurm", "sweep.ray", "sweep.loop", "sweep.advice", "selftest", "estimate"],
     ["commands"],
     ["cli"],
 ]

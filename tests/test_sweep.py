@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ from gptjax.models.count import count, flops_per_token
 from gptjax.models.gpt import GPTConfig
 from gptjax.question import fingerprint
 from gptjax.sharding import MeshConfig
-from gptjax.sweep.execute import execute, pending, status
+from gptjax.sweep.execute import pending, status
 from gptjax.sweep.ledger import Ledger
+from gptjax.sweep.local import execute
 from gptjax.sweep.loop import run_sweep, write_tables
 from gptjax.sweep.plan import Plan, SweepConfig, describe, holdout_run, make_plan
 from gptjax.sweep.rules import always, power
@@ -166,26 +168,26 @@ def test_the_held_out_run_takes_the_nearest_size(sweep):
     assert run.size == "d16" and run.flops == pytest.approx(3e9, rel=0.05) and run.config.init_from is None
 
 
-def test_the_ledger_survives_torn_lines_and_many_writers(tmp_path):
+def test_a_row_is_written_once_and_a_run_held_by_one(tmp_path):
     ledger = Ledger(tmp_path)
-    ledger.append({"run": "a", "status": "done", "n": 1})
-    with ledger.path.open("a") as file:
-        file.write('{"run": "b", "sta')  # what a dying process leaves
-    ledger.append({"run": "a", "status": "done", "n": 2})
-    assert ledger.rows() == {"a": {"run": "a", "status": "done", "n": 2}}
+    assert ledger.append({"run": "a", "status": "done", "n": 1})
+    assert not ledger.append({"run": "a", "status": "done", "n": 2})
+    assert ledger.rows() == Ledger(tmp_path).rows() == {"a": {"run": "a", "status": "done", "n": 1}}
     ledger.forget("a")
-    assert ledger.rows() == {}
+    assert ledger.rows() == {} and ledger.append({"run": "a", "status": "done", "n": 3})
+    assert ledger.rows()["a"]["n"] == 3
     with ledger.try_lock("a") as first, ledger.try_lock("a") as second, ledger.try_lock("b") as other:
-        assert (first, second, other) == (True, False, True)
+        assert first and not second and other and ledger.is_locked("a")
+    assert not ledger.is_locked("a") and not ledger.is_locked("c") and not (tmp_path / "runs" / "c").exists()
 
 
 def test_a_sweep_runs_once_and_again_does_only_what_is_pending(sweep, tmp_path):
     made = make_plan(sweep)
     execute(made, tmp_path)
     assert not pending(made, Ledger(tmp_path))
-    before = (tmp_path / "ledger.jsonl").read_text()
+    before = written(tmp_path)
     execute(made, tmp_path)
-    assert (tmp_path / "ledger.jsonl").read_text() == before
+    assert written(tmp_path) == before
     wider = make_plan(replace(sweep, sizes=(*sweep.sizes, 16)))
     new = {run.name for run in pending(wider, Ledger(tmp_path))}
     assert new and all(name.startswith("d16-") for name in new)
@@ -263,7 +265,7 @@ def test_a_failed_trunk_fails_its_branches_and_stays_out_of_the_fit(sweep, tmp_p
 PROGRAM = """
 import sys, pathlib, conftest
 from test_sweep import tiny
-from gptjax.sweep.execute import execute
+from gptjax.sweep.local import execute
 from gptjax.sweep.plan import make_plan
 execute(make_plan(tiny(sys.argv[1])), pathlib.Path(sys.argv[2]))
 """
@@ -277,10 +279,15 @@ def start(cache: str, directory: Path) -> subprocess.Popen:
 def wait_for_rows(directory: Path, n: int) -> None:
     deadline = time.time() + 120
     while time.time() < deadline:
-        if (directory / "ledger.jsonl").is_file() and len(Ledger(directory).rows()) >= n:
+        if len(Ledger(directory).rows()) >= n:
             return
         time.sleep(0.02)
     raise AssertionError(f"{directory} did not reach {n} rows")
+
+
+def written(directory: Path) -> dict[str, int]:
+    """Return when each row of the ledger was written, in ns."""
+    return {path.stem: path.stat().st_mtime_ns for path in (directory / "ledger").iterdir()}
 
 
 def losses(directory: Path) -> dict[str, float]:
@@ -296,15 +303,14 @@ def test_two_executors_and_kill_9_give_every_row_once(sweep, cache, tmp_path):
     second.send_signal(signal.SIGTERM)
     assert second.wait(60) in (0, 75)
     execute(make_plan(sweep), tmp_path / "rough")
-    written = [json.loads(line)["run"] for line in (tmp_path / "rough" / "ledger.jsonl").read_text().splitlines()]
-    assert len(written) == len(set(written)) == len(make_plan(sweep).runs)
+    assert len(written(tmp_path / "rough")) == len(make_plan(sweep).runs)
     assert losses(tmp_path / "rough") == losses(tmp_path / "quiet")
 
 
 def test_a_sweep_without_a_law_is_reported_and_not_forecast(cache, tmp_path, capsys):
     """Every size learns this source alike, so that no law can be fitted."""
     small = replace(tiny(cache), sizes=(4, 6, 8, 12, 16), holdout=2.5e9, holdout_sizes=(8, 12, 16, 20))
-    page = run_sweep(small, tmp_path, workers=2)
+    page = run_sweep(small, tmp_path, partial(execute, workers=2))
     assert page.stat().st_size > 10_000
     assert (tmp_path / "law.json").is_file() and list((tmp_path / "figures").glob("*.png"))
     assert "no held-out run: the parametric fit is degenerate" in capsys.readouterr().err
@@ -315,7 +321,7 @@ def test_the_whole_loop_predicts_before_it_trains(cache, tmp_path, monkeypatch):
     law, noise = ChinchillaLaw(A=40.0, B=60.0, E=1.3, alpha=0.33, beta=0.31), np.random.default_rng(0)
     order = []
 
-    def planted(config: RunConfig, directory: Path, *, position: int = 0) -> Result:
+    def planted(config: RunConfig, directory: Path, **_: object) -> Result:
         counted, tokens = count(config.model), config.steps * config.tokens_per_step
         loss = float(law.loss(counted.total, tokens) * np.exp(0.003 * noise.standard_normal()))
         order.append((directory.name, (tmp_path / "prediction.json").exists()))
@@ -328,7 +334,7 @@ def test_the_whole_loop_predicts_before_it_trains(cache, tmp_path, monkeypatch):
     monkeypatch.setattr("gptjax.sweep.execute.train", planted)
     cosine = replace(tiny(cache, "cosine"), sizes=(4, 6, 8, 12, 16, 24, 32), budgets=(4e8, 1.6e9, 6.4e9, 2.56e10))
     wide = replace(cosine, tokens_per_param=(1.0, 400.0), holdout=8e10, holdout_sizes=(16, 24, 32, 48))
-    page = run_sweep(wide, tmp_path, workers=1)
+    page = run_sweep(wide, tmp_path, execute)
     assert [name for name, predicted in order if predicted] == [order[-1][0]] and "holdout" in order[-1][0]
     score = json.loads((tmp_path / "prediction_score.json").read_text())["score"]
     assert abs(score["log_error"]) < 0.03 and "before it was trained" in page.read_text()
@@ -336,5 +342,5 @@ def test_the_whole_loop_predicts_before_it_trains(cache, tmp_path, monkeypatch):
     assert rows[-1]["status"] == "holdout"
     before = (tmp_path / "prediction.json").read_text()
     n = len(order)
-    run_sweep(wide, tmp_path, workers=1)
+    run_sweep(wide, tmp_path, execute)
     assert (tmp_path / "prediction.json").read_text() == before and len(order) == n

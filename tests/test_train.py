@@ -16,7 +16,7 @@ import pytest
 
 from gptjax.config import EvalConfig, InitFrom, RunConfig, SaveConfig, to_json
 from gptjax.data.corpora import markov_entropy
-from gptjax.data.loader import DataConfig, Source, open_stores
+from gptjax.data.loader import DataConfig, Source, open_stores, prefetch
 from gptjax.errors import BadInput
 from gptjax.models.gpt import GPTConfig
 from gptjax.sharding import Layout, MeshConfig, make_mesh
@@ -86,8 +86,8 @@ def test_resumed_is_uninterrupted_bit_for_bit(config, tmp_path, monkeypatch):
 
     save = Checkpoints.save
 
-    def save_and_be_terminated(self, step, state):
-        save(self, step, state)
+    def save_and_be_terminated(self, step, *values):
+        save(self, step, *values)
         if step == 20:
             monkeypatch.undo()
             os.kill(os.getpid(), signal.SIGTERM)
@@ -120,7 +120,7 @@ def few_steps(config: RunConfig, mesh: MeshConfig, devices: int, **settings):
     layout = Layout(make_mesh(mesh, jax.devices()[:devices]), config.rules)
     programs = make_programs(config.model, without_schedule(config.optim), layout, 0.0, settings.get("accumulate", 1))
     loader = make_loader(config, open_stores(config.data))
-    batches = programs.place(jax.tree.map(lambda *xs: np.stack(xs), *(loader(step) for step in range(3))))
+    (batches,) = prefetch(loader, [range(3)], programs.batches)
     _, metrics = programs.train(programs.init(jax.random.key(0)), batches, np.full(3, 1e-2, np.float32))
     return {name: np.asarray(value) for name, value in metrics.items()}
 

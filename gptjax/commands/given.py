@@ -4,11 +4,13 @@ import argparse
 import importlib.util
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from gptjax.errors import BadInput
+from gptjax.storage import folder
 
 Run = Callable[[argparse.Namespace], None]
 Verb = Callable[[str, Run, str], argparse.ArgumentParser]  # name, what it does, help: adds a verb
@@ -17,6 +19,32 @@ Verb = Callable[[str, Run, str], argparse.ArgumentParser]  # name, what it does,
 def with_file(sub: argparse.ArgumentParser, what: str) -> None:
     sub.add_argument("file", metavar="FILE[:NAME]", help=f"a Python file and its function that returns a {what}")
     sub.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override, as optim.lr=3e-4")
+
+
+def with_job(sub: argparse.ArgumentParser) -> None:
+    """Add the flags by which a process finds the others of its job, where the environment does not say."""
+    job = sub.add_argument_group("several processes").add_argument
+    job("--coordinator", default="", metavar="HOST:PORT", help="where process 0 listens")
+    job("--processes", type=int, default=0, metavar="N", help="how many work together")
+    job("--process", type=int, default=-1, metavar="I", help="which of them this is, from 0")
+
+
+@contextmanager
+def in_job(args: argparse.Namespace) -> Iterator[None]:
+    """Work as one process of a job, if there is one: they stop together."""
+    from gptjax import hosts
+
+    hosts.join(args.coordinator, args.processes, args.process)
+    with hosts.together():
+        yield
+
+
+def directory(text: str) -> Path:
+    """Read a directory of runs, on a file system or in object storage."""
+    try:
+        return folder(text)
+    except BadInput as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def load(target: str, kind: type, name: str) -> Any:
@@ -57,17 +85,17 @@ def writable(*paths: Path | None) -> None:
             raise BadInput(f"{path.parent} is not a directory; make it, or write {path.name} elsewhere")
 
 
-def tables_of(directory: Path) -> Path:
+def tables_of(sweep: Path) -> Path:
     """Bring the tables of a sweep up to date with its ledger, so that one in progress can be fitted too."""
-    if (directory / "plan.json").is_file():
+    if (sweep / "plan.json").is_file():
         from gptjax.sweep.loop import write_tables
         from gptjax.sweep.plan import Plan
 
-        write_tables(Plan.load(directory / "plan.json"), directory)
-    return existing(directory, "runs.csv")
+        write_tables(Plan.load(sweep / "plan.json"), sweep)
+    return existing(sweep, "runs.csv")
 
 
-def existing(directory: Path, needed: str, what: str = "a sweep") -> Path:
-    if not (directory / needed).is_file():
-        raise BadInput(f"{directory} has no {needed}; give the directory of {what}")
-    return directory
+def existing(place: Path, needed: str, what: str = "a sweep") -> Path:
+    if not (place / needed).is_file():
+        raise BadInput(f"{place} has no {needed}; give the directory of {what}")
+    return place

@@ -1,11 +1,18 @@
 """The verbs that train: data, train, sweep, status, coord-check, and the presets they start from."""
 
 import argparse
+import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from gptjax.commands.given import Verb, existing, load, use_compilation_cache, with_file
+from gptjax.commands.given import Verb, directory, existing, in_job, load, use_compilation_cache, with_file, with_job
+from gptjax.commands.hardware import dry_topology, print_on_hardware
 from gptjax.errors import BadInput
+
+if TYPE_CHECKING:
+    from gptjax.sweep.execute import Executor
 
 
 def add(verb: Verb) -> None:
@@ -16,15 +23,21 @@ def add(verb: Verb) -> None:
 
     train = verb("train", run_train, "train one run")
     with_file(train, "RunConfig")
-    train.add_argument("--dir", required=True, type=Path)
+    with_job(train)
+    train.add_argument("--dir", required=True, type=directory, help="of the run; may be gs://BUCKET/PATH")
 
     sweep = verb("sweep", run_sweep, "plan, train, fit and report a sweep; run again, it does what is pending")
     with_file(sweep, "SweepConfig")
-    sweep.add_argument("--dir", type=Path, help="default: runs/ and the file's name")
+    with_job(sweep)
+    sweep.add_argument("--dir", type=directory, help="default: runs/ and the file's name; may be gs://BUCKET/PATH")
     sweep.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    sweep.add_argument("--topology", help="with --dry-run: say which runs fit hardware you do not have, as v5p:4x4x4")
+    sweep.add_argument("--executor", default="local", choices=("local", "slurm", "ray"), help="what runs the training")
     sweep.add_argument("--workers", type=int, help="processes on this machine (default: the sweep's)")
+    resource = "what each run asks slurm or ray for, as minutes=120"
+    sweep.add_argument("--resource", action="append", default=[], metavar="KEY=VALUE", help=resource)
 
-    verb("status", run_status, "say what of a sweep is done").add_argument("dir", type=Path)
+    verb("status", run_status, "say what of a sweep is done").add_argument("dir", type=directory)
 
     coord = verb("coord-check", run_coord_check, "show that activations keep their size as width grows")
     with_file(coord, "RunConfig")
@@ -49,19 +62,24 @@ def run_data(args: argparse.Namespace) -> None:
 def run_train(args: argparse.Namespace) -> None:
     use_compilation_cache()
     from gptjax.config import RunConfig, override
+    from gptjax.hosts import is_first
     from gptjax.train.loop import train
 
     config = override(load(args.file, RunConfig, "run"), args.set)
-    result = train(config, args.dir)
+    with in_job(args):
+        result = train(config, args.dir)
+        if result.status == "done" and is_first():
+            loss = f"loss {result.loss:.4f} ± {result.loss_se:.4f} nats a token"
+            print(f"{loss}, {result.bits_per_byte:.4f} bits a byte: {args.dir}")
+        elif is_first():
+            print(f"gptjax: {args.dir} failed: {result.reason}", file=sys.stderr)
     if result.status != "done":
-        print(f"gptjax: {args.dir} failed: {result.reason}", file=sys.stderr)
         sys.exit(1)
-    loss = f"loss {result.loss:.4f} ± {result.loss_se:.4f} nats a token"
-    print(f"{loss}, {result.bits_per_byte:.4f} bits a byte: {args.dir}")
 
 
 def run_sweep(args: argparse.Namespace) -> None:
     use_compilation_cache()
+    topology = dry_topology(args.topology, args.dry_run) if args.topology else None
     from gptjax.config import override
     from gptjax.sweep.plan import SweepConfig, describe
 
@@ -69,12 +87,42 @@ def run_sweep(args: argparse.Namespace) -> None:
     workers = sweep.workers if args.workers is None else args.workers
     if workers < 1:
         raise BadInput(f"--workers {workers} must be at least 1")
+    execute = executor(args, workers)
     if args.dry_run:
         print(describe(sweep, workers))
+        if topology:
+            print_on_hardware(sweep, topology)
         return
+    from gptjax.hosts import is_first
     from gptjax.sweep.loop import run_sweep
 
-    print(run_sweep(sweep, args.dir or Path("runs") / Path(args.file.partition(":")[0]).stem, workers))
+    with in_job(args):
+        report = run_sweep(sweep, args.dir or Path("runs") / Path(args.file.partition(":")[0]).stem, execute)
+        if is_first():
+            print(report)
+
+
+def executor(args: argparse.Namespace, workers: int) -> "Executor":
+    """Return the executor that was asked for, with what its runs ask for; BadInput where its package is missing."""
+    if args.executor == "local":
+        from gptjax.sweep.local import execute
+
+        if args.resource:
+            raise BadInput(f"--resource {args.resource[0]} is for --executor slurm or ray; local takes --workers")
+        return partial(execute, workers=workers)
+    if args.workers is not None:
+        raise BadInput(f"--workers {args.workers} is for --executor local; {args.executor} takes --resource")
+    package = {"slurm": "submitit", "ray": "ray"}[args.executor]
+    if importlib.util.find_spec(package) is None:
+        raise BadInput(f"executor {args.executor} needs {package}; pip install 'gptjax[{args.executor}]'")
+    engine = importlib.import_module(f"gptjax.sweep.{args.executor}")
+    from gptjax.config import override
+
+    try:
+        resources = override(engine.Resources(), args.resource)
+    except BadInput as error:
+        raise BadInput(str(error).replace("--set", "--resource")) from None
+    return partial(engine.execute, resources=resources)
 
 
 def run_status(args: argparse.Namespace) -> None:

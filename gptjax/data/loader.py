@@ -1,4 +1,4 @@
-"""Batches as a function of (seed, step): the same whatever the host count, so that to resume is to know the step."""
+"""Batches as a function of (seed, step), the same for any number of processes: to resume is to know the step."""
 
 import hashlib
 import re
@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from gptjax.data.objectives import Batch, causal
 from gptjax.data.store import TokenStore, build_store, open_store
@@ -62,20 +64,16 @@ def shuffled(index: np.ndarray, n: int, seed: Sequence[int], rounds: int = 4) ->
 
 @dataclass(frozen=True)
 class Loader:
-    """Training batches of a mixture of token stores, for one of `hosts` hosts."""
+    """Training batches of a mixture of token stores, or only some of their rows."""
 
     stores: tuple[TokenStore, ...]
     weights: tuple[float, ...]
-    batch: int  # sequences over all hosts
+    batch: int  # sequences
     seq_len: int
     seed: int
     separate_documents: bool = False
-    host: int = 0
-    hosts: int = 1
 
     def __post_init__(self) -> None:
-        if self.batch % self.hosts:
-            raise BadInput(f"batch {self.batch} is not divisible by {self.hosts} hosts; use a multiple")
         for store, n in zip(self.stores, self._windows(), strict=True):
             if n < 1:
                 tokens = store.n_tokens("train")
@@ -93,17 +91,16 @@ class Loader:
             raise BadInput(f"data weights {self.weights} leave a source under 1/{BLOCK} of the sequences; drop it")
         return counts
 
-    def __call__(self, step: int) -> Batch:
-        """Return this host's rows of the batch of a step, (batch / hosts, seq)."""
-        rows = self.batch // self.hosts
-        sequence = step * self.batch + self.host * rows + np.arange(rows)
+    def __call__(self, step: int, rows: np.ndarray) -> Batch:
+        """Return these rows of the batch of a step, (rows, seq): the same whoever asks for them."""
+        sequence = step * self.batch + rows
         counts = self._counts()
         block, place = np.divmod(sequence, BLOCK)
         if len(self.stores) > 1:
             place = shuffled(place, BLOCK, (self.seed, 1))
         source = np.searchsorted(np.cumsum(counts), place, side="right")
         rank = block * counts[source] + place - (np.cumsum(counts) - counts)[source]
-        windows = np.empty((rows, self.seq_len + 1), np.int32)
+        windows = np.empty((len(sequence), self.seq_len + 1), np.int32)
         for k, (store, n) in enumerate(zip(self.stores, self._windows(), strict=True)):
             mine = np.flatnonzero(source == k)
             epoch, index = np.divmod(rank[mine], n)
@@ -136,11 +133,35 @@ def validation_batches(store: TokenStore, sequences: int, batch: int, seq_len: i
     return jax.tree.map(lambda x: x.reshape(-1, batch, seq_len), flat)
 
 
-def prefetch(loader: Loader, calls: Sequence[range], place: Callable[[Batch], Batch]) -> Iterator[Batch]:
+def spread(read: Callable[[np.ndarray], Batch], shape: tuple[int, ...], sharding: NamedSharding) -> Batch:
+    """Make global arrays (S, B, T) from what `read` returns of rows of B, (S, rows, T).
+
+    A process asks only for the rows that its own devices hold.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(read(np.arange(shape[1])), sharding)
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    held = [np.arange(shape[1])[index[1]] for index in indices if index]
+    rows = np.unique(np.concatenate(held))
+
+    def place(x: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            first, stop, _ = index[1].indices(shape[1])
+            return x[index[0], np.searchsorted(rows, first) : np.searchsorted(rows, stop), index[2]]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return jax.tree.map(place, read(rows))
+
+
+def prefetch(loader: Loader, calls: Sequence[range], sharding: NamedSharding) -> Iterator[Batch]:
     """Yield the stacked, placed batches of each call's steps, prepared two calls ahead by a thread."""
 
     def prepare(steps: range) -> Batch:
-        return place(jax.tree.map(lambda *xs: np.stack(xs), *(loader(step) for step in steps)))
+        def read(rows: np.ndarray) -> Batch:
+            return jax.tree.map(lambda *xs: np.stack(xs), *(loader(step, rows) for step in steps))
+
+        return spread(read, (len(steps), loader.batch, loader.seq_len), sharding)
 
     with ThreadPoolExecutor(1) as pool:
         pending = [pool.submit(prepare, steps) for steps in calls[:2]]

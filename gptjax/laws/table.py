@@ -1,6 +1,7 @@
 """Read and check the table of runs: a CSV file, one finished run a row, counted under one convention or another."""
 
 import csv
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -132,9 +133,8 @@ class Runs:
 def read_rows(path: Path) -> tuple[list[str], list[tuple[int, Row]]]:
     """Read the header and the rows, each with its line number in the file, without judging any value."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, skipinitialspace=True)
-            lines = [(reader.line_num, cells) for cells in reader if cells]
+        reader = csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), skipinitialspace=True)
+        lines = [(reader.line_num, cells) for cells in reader if cells]
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror}); give a CSV file of runs") from None
     except (UnicodeDecodeError, csv.Error) as error:

@@ -14,7 +14,8 @@ from flax import nnx
 
 from gptjax.errors import BadInput
 from gptjax.models.layers import MLP, Attention, Linear, Norm, project
-from gptjax.params import Init, Model, build, normal, param, run_stack, stack
+from gptjax.models.stack import run_stack
+from gptjax.params import Init, Model, build, normal, param, stack
 from gptjax.question import check_choices, how
 from gptjax.sharding import constrain
 
@@ -55,11 +56,21 @@ class GPTConfig:
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and matmuls; weights stay float32
     remat: Literal["none", "dots", "full"] = how("none")
     attention: Literal["auto", "xla", "cudnn"] = how("auto")
+    microbatches: int = how(0)  # parts of the batch in flight through pipeline stages; 0: two for each stage
     scan: bool = how(True)  # False unrolls the layers: faster for a few small ones on a CPU
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for name in ("n_kv_heads", "d_head", "d_mlp", "init_std", "logit_cap", "mup_width", "mup_depth"):
+        for name in (
+            "n_kv_heads",
+            "d_head",
+            "d_mlp",
+            "init_std",
+            "logit_cap",
+            "mup_width",
+            "mup_depth",
+            "microbatches",
+        ):
             if getattr(self, name) < 0:
                 raise BadInput(f"{name} = {getattr(self, name)} must be at least 0")
         for name in ("vocab_size", "context", "d_model", "n_layers", "n_heads", "vocab_multiple"):
@@ -142,7 +153,7 @@ class Block(nnx.Module):
         branch = self.config.branch_scale
         x_BTD = x_BTD + scaled(self.attention(self.attention_norm(x_BTD), segments_BT), branch)
         x_BTD = x_BTD + scaled(self.mlp(self.mlp_norm(x_BTD)), branch)
-        return constrain(x_BTD, "batch", "seq", None)
+        return constrain(x_BTD, "batch", "stream", None)
 
 
 class GPT(nnx.Module):
@@ -168,8 +179,8 @@ class GPT(nnx.Module):
         x_BTD = table_VD[tokens_BT].astype(c.dtype)  # gathered in float32, so that its gradient is summed in float32
         if c.positions == "learned":
             x_BTD = x_BTD + self.positions[:T].astype(c.dtype)
-        x_BTD = constrain(x_BTD, "batch", "seq", None)
-        x_BTD = run_stack(self.layers, x_BTD, segments_BT, scan=c.scan, remat=c.remat)
+        x_BTD = constrain(x_BTD, "batch", "stream", None)
+        x_BTD = run_stack(self.layers, x_BTD, segments_BT, scan=c.scan, remat=c.remat, microbatches=c.microbatches)
         if c.norm_place == "pre":
             x_BTD = self.final_norm(x_BTD)
         x_BTD = scaled(x_BTD, 1 / c.width_ratio)

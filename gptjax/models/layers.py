@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gptjax.models.ring import ring_attend
 from gptjax.params import Axes, Init, constant, param
-from gptjax.sharding import constrain
+from gptjax.sharding import constrain, current, parts, platform
 
 Kernel = Literal["auto", "xla", "cudnn"]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -26,9 +27,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def project(x: jax.Array, w: jax.Array, n_in: int = 1) -> jax.Array:
     """Contract the last n_in axes of x with the first n_in of w.
 
-    On a CPU the tokens are flattened first: XLA's weight gradient is then one plain matmul, twice as fast.
+    On a CPU the tokens are flattened first, unless their positions are split: XLA's weight gradient is then one plain
+    matmul, twice as fast.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu" or parts("seq") > 1 or parts("stream") > 1:
         return jnp.tensordot(x, w, n_in)
     lead, inner, outer = x.shape[:-n_in], prod(w.shape[:n_in]), w.shape[n_in:]
     return (x.reshape(-1, inner) @ w.reshape(inner, -1)).reshape(*lead, *outer)
@@ -96,16 +98,19 @@ def attend(
     implementation: "xla", "cudnn" (fused, GPU, 16 bits), or "auto". scale: of the scores; None is 1/sqrt(K).
     """
     scale = 1 / sqrt(q_BTNK.shape[-1]) if scale is None else scale
-    fused = jax.default_backend() == "gpu" and q_BTNK.dtype == jnp.bfloat16 and q_BTNK.shape[-1] % 8 == 0
-    kernel: Literal["xla", "cudnn"] = "xla"
-    if implementation == "cudnn" or (implementation == "auto" and fused):
-        kernel = "cudnn"
+    layout = current()
+    if layout is not None and parts("keys") > 1:
+        return ring_attend(q_BTNK, k_BSGK, v_BSGK, segments_BT, scale, layout)
+    split = parts("seq") > 1
+    if implementation == "auto":
+        fused = platform() == "gpu" and q_BTNK.dtype == jnp.bfloat16 and q_BTNK.shape[-1] % 8 == 0 and not split
+        implementation = "cudnn" if fused else "xla"
     mask = None
     if segments_BT is not None:
         mask = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
-    if kernel == "cudnn" or jax.default_backend() != "cpu":
+    if implementation == "cudnn" or platform() != "cpu" or split:
         return jax.nn.dot_product_attention(
-            q_BTNK, k_BSGK, v_BSGK, mask=mask, is_causal=True, scale=scale, implementation=kernel
+            q_BTNK, k_BSGK, v_BSGK, mask=mask, is_causal=True, scale=scale, implementation=implementation
         )
     return _attend_batched(q_BTNK, k_BSGK, v_BSGK, mask, scale)
 
@@ -149,6 +154,7 @@ class Attention(nnx.Module):
             positions = jnp.arange(x_BTD.shape[1])
             q, k = (rope(a, positions, c.rope_theta, c.rope_scaling) for a in (q, k))
         q = constrain(q, "batch", "seq", "heads", None)
+        k, v = (constrain(a, "batch", "keys", "kv_heads", None) for a in (k, v))
         return self.out(attend(q, k, v, segments_BT, c.attention, c.attention_scale))
 
 

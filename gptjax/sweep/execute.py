@@ -1,69 +1,47 @@
-"""Run what is pending, once, with as many processes as asked: each takes a run's lock, trains it, writes its row."""
+"""What all executors share: what is pending, how far it is, and `work`, which takes runs one at a time, each once.
 
-import multiprocessing
-import multiprocessing.connection
-import os
-import shutil
-import sys
-import threading
+An executor is a function of a plan and a directory that returns when every run of the plan is done or failed: of
+local.py processes of this machine, of slurm.py jobs, of ray.py tasks.
+"""
+
 import time
+from collections.abc import Callable, Collection
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-import jax
-from tqdm import tqdm
-
+from gptjax import storage
+from gptjax.data.loader import open_stores
 from gptjax.errors import BadInput
+from gptjax.hosts import agree, is_first
+from gptjax.leases import Lease, Lost, confirm
 from gptjax.question import fingerprint
-from gptjax.sharding import Layout, make_mesh
-from gptjax.sweep.ledger import Ledger
+from gptjax.sweep.ledger import Ledger, Row
 from gptjax.sweep.plan import Plan, PlannedRun
 from gptjax.train.checkpoint import damage
-from gptjax.train.loop import PREEMPTED, Preempted, catch_sigterm, check_shapes, train
+from gptjax.train.loop import PREEMPTED, Preempted, catch_sigterm, train
 from gptjax.train.metrics import read_metrics
 
+Executor = Callable[[Plan, Path], None]
 POLL_SECONDS = 0.5
 
 
-def execute(plan: Plan, directory: Path, workers: int = 1) -> None:
-    """Train every run of the plan that the ledger lacks; returns when all are done or failed.
+def begin(plan: Plan, directory: Path) -> Ledger:
+    """Write the plan where workers read it, with its data tokenized; names that stand for other runs are BadInput."""
 
-    A run that another process holds is left to it and waited for. Several workers share out the CPU's cores; an
-    accelerator has one. SIGTERM saves what is in progress and exits with 75.
-    """
-    check(plan, directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    plan.save(directory / "plan.json")
-    ledger = Ledger(directory)
-    if not pending(plan, ledger):
-        return
-    if workers == 1 or jax.default_backend() != "cpu":
-        return work(plan, directory)
-    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=_worker, args=(plan, directory, i, cores[i::workers])) for i in range(workers)]
-    with catch_sigterm() as terminated, tqdm(total=len(plan.runs), unit="run", disable=None, position=workers) as bar:
-        for process in processes:
-            process.start()
-        while any(process.is_alive() for process in processes):
-            multiprocessing.connection.wait([p.sentinel for p in processes if p.is_alive()], POLL_SECONDS)
-            bar.update(len(plan.runs) - len(pending(plan, ledger)) - bar.n)
-            if terminated:
-                for process in processes:
-                    process.terminate()
-    if terminated:
-        sys.exit(PREEMPTED)
-    if pending(plan, ledger):
-        sys.exit(max(abs(process.exitcode or 0) for process in processes) or 1)
+    def write() -> None:
+        rows = Ledger(directory).rows()
+        for run in plan.runs:
+            if run.name in rows and rows[run.name]["fingerprint"] != fingerprint(run.config):
+                raise BadInput(f"{directory} holds {run.name} of another config; use a new --dir")
+        for data in {run.config.data for run in plan.runs}:
+            open_stores(data)
+        directory.mkdir(parents=True, exist_ok=True)
+        plan.save(directory / "plan.json")
 
-
-def check(plan: Plan, directory: Path) -> None:
-    """Refuse, before anything is written, a plan whose shapes cannot run here or whose names stand for other runs."""
-    rows = Ledger(directory).rows()
-    for run in plan.runs:
-        check_shapes(run.config, Layout(make_mesh(run.config.mesh), run.config.rules))
-        if run.name in rows and rows[run.name]["fingerprint"] != fingerprint(run.config):
-            raise BadInput(f"{directory} holds {run.name} of another config; use a new --dir")
+    agree(write)
+    return Ledger(directory)
 
 
 def pending(plan: Plan, ledger: Ledger) -> list[PlannedRun]:
@@ -91,59 +69,67 @@ def status(directory: Path) -> str:
     return "\n".join([*lines, ", ".join(f"{n} {state}" for state, n in counts.items())])
 
 
-def work(plan: Plan, directory: Path, position: int = 0) -> None:
-    """Take pending runs one at a time until none is left: branches of trunks trained here first, then the costliest."""
+def work(plan: Plan, directory: Path, only: Collection[str] | None = None, position: int = 0) -> None:
+    """Take pending runs one at a time until none is left: branches of trunks trained here first, then the costliest.
+
+    With `only`, runs of other names are left alone. A run that another worker holds is waited for, and taken over when
+    that one is gone; one that another took over while this process stood still is left to it. All processes of one job
+    call this together; the first decides for all.
+    """
     ledger = Ledger(directory)
+    runs = {run.name: run for run in plan.runs}
     mine: set[str] = set()
+    lease: Lease | None = None
     costs = {run.name: sum(r.seconds for r in plan.runs if run.name in (r.name, r.parent)) for run in plan.runs}
+
+    def take(held: ExitStack) -> str | None:
+        """Lock a run that is ready and return its name, "" if others hold them all, None if nothing is left to do."""
+        nonlocal lease
+        todo = [run for run in pending(plan, ledger) if only is None or run.name in only]
+        rows = ledger.rows()
+        ready = [run for run in todo if run.parent is None or run.parent in rows]
+        for run in sorted(ready, key=lambda run: (run.parent not in mine, -costs[run.name])):
+            lease = held.enter_context(ledger.try_lock(run.name))
+            if lease and run.name not in ledger.rows():
+                return run.name
+            held.close()
+        if todo:
+            time.sleep(POLL_SECONDS)
+        return "" if todo else None
+
     with catch_sigterm() as terminated:
-        while todo := pending(plan, ledger):
-            rows = ledger.rows()
-            ready = [run for run in todo if run.parent is None or run.parent in rows]
-            for run in sorted(ready, key=lambda run: (run.parent not in mine, -costs[run.name])):
-                with ledger.try_lock(run.name) as locked:
-                    if locked and run.name not in ledger.rows():
-                        finish(run, ledger, directory, position)
-                        mine.add(run.name)
-                        break
-            else:
-                time.sleep(POLL_SECONDS)
-            if terminated:
+        while True:
+            with ExitStack() as held, suppress(Lost):
+                name = agree(partial(take, held))
+                if name is None:
+                    return
+                if name:
+                    finish(runs[name], ledger, directory, position, lease)
+                    mine.add(name)
+            if agree(lambda: bool(terminated)):
                 raise Preempted(PREEMPTED)
 
 
-def finish(run: PlannedRun, ledger: Ledger, directory: Path, position: int) -> None:
-    """Train a run and write its row. A branch whose checkpoint is gone fails with its trunk, or has it trained anew."""
+def finish(run: PlannedRun, ledger: Ledger, directory: Path, position: int, lease: Lease | None) -> None:
+    """Train a run and write its row; the first process of the job holds its lease."""
     c = run.config
     facts = {"run": run.name, "role": run.role, "size": run.size, "budget": run.budget, "fingerprint": fingerprint(c)}
     if c.init_from and damage(directory / "runs" / c.init_from.run / "checkpoints", c.init_from.step):
-        trunk = ledger.rows()[c.init_from.run]
-        if trunk["status"] == "failed":
-            ledger.append({**facts, "status": "failed", "reason": f"its trunk failed: {trunk['reason']}"})
-        else:
-            shutil.rmtree(directory / "runs" / c.init_from.run)
-            ledger.forget(c.init_from.run)
+        agree(partial(give_up, c.init_from.run, facts, ledger))
         return
-    result = train(c, directory / "runs" / run.name, position=position)
-    ledger.append({**facts, "batch": c.batch, "lr": c.optim.lr, "b2": c.optim.b2, **asdict(result)})
+    result = train(c, directory / "runs" / run.name, position=position, lease=lease)
+    confirm(lease, directory / "runs" / run.name)
+    if is_first():
+        ledger.append({**facts, "batch": c.batch, "lr": c.optim.lr, "b2": c.optim.b2, **asdict(result)})
 
 
-def _worker(plan: Plan, directory: Path, position: int, cores: list[int]) -> None:
-    """Be one process of several: on its own cores, and gone when its parent is."""
-    if cores:
-        os.sched_setaffinity(0, cores)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-    try:
-        work(plan, directory, position)
-    except BadInput as error:
-        print(f"gptjax: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+def give_up(trunk: str, facts: Row, ledger: Ledger) -> None:
+    """Fail a branch that has no checkpoint to begin with if its trunk failed; else have that one trained anew."""
+    with ledger.try_lock(trunk) as mine:
+        row = ledger.rows().get(trunk)
+        if row and row["status"] == "failed":
+            ledger.append({**facts, "status": "failed", "reason": f"its trunk failed: {row['reason']}"})
+        elif row and mine:
+            for name in ("result.json", "checkpoints"):
+                storage.remove(ledger.runs / trunk / name)
+            ledger.forget(trunk)

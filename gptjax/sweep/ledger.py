@@ -1,66 +1,55 @@
-"""The record of a sweep's runs: lines only ever appended, so that many processes may write and any may die."""
+"""The record of a sweep's runs: a file for each, written once, so that many machines may write and any may die.
 
-import fcntl
+A sweep's folder holds ledger/RUN.json, the row of a run that is done or failed, and runs/RUN/, where it was trained,
+with runs/RUN/lease/, who trains it. What has no row is pending. Nothing there names the folder or a machine that
+anybody must reach: a sweep may be copied elsewhere and goes on.
+"""
+
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from gptjax.files import try_lock
+from gptjax import leases, storage
 
 Row = dict[str, Any]
-FORGOTTEN = "forgotten"
 
 
 class Ledger:
-    """ledger.jsonl, one row for each finished or failed run, and one lock for each run in progress."""
+    """The rows of a sweep, and the leases of its runs."""
 
     def __init__(self, directory: Path) -> None:
-        self.path = directory / "ledger.jsonl"
-        self.locks = directory / "locks"
+        self.folder, self.runs = directory / "ledger", directory / "runs"
+        self.known: dict[str, Row] = {}
 
-    def append(self, row: Row) -> None:
-        """Add a row in one write, after closing a line that a dead process left unfinished."""
-        with self.path.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            cut_short = self.path.stat().st_size > 0 and _last_byte(self.path) != b"\n"
-            file.write((b"\n" if cut_short else b"") + json.dumps(row).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+    def append(self, row: Row) -> bool:
+        """Write the row of a run; False, and nothing is written, if it has one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return storage.create(self.folder / f"{row['run']}.json", json.dumps(row, indent=1).encode())
 
     def rows(self) -> dict[str, Row]:
-        """Return the last row of each run; lines that are not whole are skipped."""
-        found: dict[str, Row] = {}
-        for line in self.path.read_bytes().splitlines() if self.path.is_file() else ():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            found[row["run"]] = row
-        return {run: row for run, row in found.items() if row["status"] != FORGOTTEN}
+        """Return the row of each run that has one; a row that was read once does not change."""
+        found = {}
+        for name in storage.names(self.folder):
+            row = self.known.get(name)
+            if row is None and (data := storage.read(self.folder / name)) is not None:
+                row = json.loads(data)
+            if row is not None:
+                found[name] = row
+        self.known = found
+        return {row["run"]: row for row in found.values()}
 
     def forget(self, run: str) -> None:
         """Make a run pending again."""
-        self.append({"run": run, "status": FORGOTTEN})
+        storage.remove(self.folder / f"{run}.json")
 
     @contextmanager
-    def try_lock(self, run: str) -> Iterator[bool]:
-        """Hold the lock of a run if nobody does."""
-        self.locks.mkdir(parents=True, exist_ok=True)
-        with try_lock(self.locks / run) as locked:
-            yield locked
+    def try_lock(self, run: str) -> Iterator[leases.Lease | None]:
+        """Hold the lease of a run if nobody does."""
+        with leases.hold(self.runs / run / "lease") as lease:
+            yield lease
 
     def is_locked(self, run: str) -> bool:
         """Say whether a process holds a run, without leaving a trace."""
-        if not (self.locks / run).is_file():
-            return False
-        with try_lock(self.locks / run) as free:
-            return not free
-
-
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1)
+        return leases.is_held(self.runs / run / "lease")

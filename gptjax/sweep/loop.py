@@ -1,6 +1,6 @@
 """The whole loop on a page: plan, train, fit, predict, train what was predicted, score, report.
 
-A sweep's directory: plan.json, ledger.jsonl, runs/, runs.csv, curves.csv, facts.json, law.json, prediction.json,
+A sweep's directory: plan.json, ledger/, runs/, runs.csv, curves.csv, facts.json, law.json, prediction.json,
 prediction_score.json, figures/ and report.html.
 """
 
@@ -8,7 +8,9 @@ import csv
 import io
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,53 +18,66 @@ import numpy as np
 from tqdm import tqdm
 
 from gptjax.data.loader import open_stores
-from gptjax.files import read_json, try_lock, write_file, write_json
+from gptjax.errors import BadInput
+from gptjax.files import read_json, write_file, write_json
+from gptjax.hosts import agree
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.predict import NoForecast, forecaster, predict, register, score
 from gptjax.laws.report import SWEEPS, write_report
 from gptjax.laws.table import read_runs
-from gptjax.sweep.execute import check, execute
+from gptjax.sweep.execute import Executor
 from gptjax.sweep.ledger import Ledger, Row
-from gptjax.sweep.plan import Plan, SweepConfig, holdout_run, make_plan, short
+from gptjax.sweep.plan import Plan, PlannedRun, SweepConfig, holdout_run, make_plan, short
 from gptjax.train.metrics import read_metrics
 
 
-def run_sweep(sweep: SweepConfig, directory: Path, workers: int) -> Path:
-    """Run a sweep to its report; whatever an earlier call finished is kept, and only the rest is done."""
+def run_sweep(sweep: SweepConfig, directory: Path, execute: Executor) -> Path:
+    """Run a sweep to its report; whatever an earlier call finished is kept, and only the rest is done.
+
+    Where several processes are one job, all train and the first does everything else.
+    """
     began = time.perf_counter()
     plan = make_plan(sweep)
-    check(plan, directory)
-    stores = open_stores(sweep.base.data)
-    execute(plan, directory, workers)
-    write_tables(plan, directory)
-    if sweep.holdout:
-        try:
-            plan = hold_out(sweep, plan, directory, workers)
-            write_tables(plan, directory)
-        except NoForecast as refusal:
-            print(f"gptjax: no held-out run: {refusal}", file=sys.stderr)
-    write_facts(sweep, plan, directory, [store.manifest for store in stores], time.perf_counter() - began)
-    with tqdm(total=SWEEPS, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
-        return write_report(directory, done=bar.update)
+    execute(plan, directory)
+    agree(partial(write_tables, plan, directory))
+    if sweep.holdout and (params := agree(partial(foresee, sweep, directory))):
+        run = holdout_run(sweep, params)
+        plan = replace(plan, runs=(*plan.runs, run))
+        execute(plan, directory)
+        agree(partial(judge, run, directory))
+        agree(partial(write_tables, plan, directory))
+    return Path(agree(lambda: str(publish(sweep, plan, directory, began))))
 
 
-def hold_out(sweep: SweepConfig, cells: Plan, directory: Path, workers: int) -> Plan:
-    """Predict a larger run, write the prediction down, and only then train and score it; return the plan with it."""
+def foresee(sweep: SweepConfig, directory: Path) -> float | None:
+    """Predict a larger run and write the prediction down; return its N, or None where the law forbids a forecast."""
     path = directory / "prediction.json"
     if not path.is_file():
-        law = forecaster(fit_all(read_runs(directory / "runs.csv"), tables=False))
+        try:
+            law = forecaster(fit_all(read_runs(directory / "runs.csv"), tables=False))
+        except NoForecast as refusal:
+            print(f"gptjax: no held-out run: {refusal}", file=sys.stderr)
+            return None
         run = holdout_run(sweep, predict(law, flops=sweep.holdout)["params"])
         prediction = predict(law, flops=run.flops, params=run.params, tokens=run.tokens)
-        with try_lock(directory / "locks" / "prediction.json") as mine:
-            if mine and not path.is_file():  # another executor may have written it meanwhile
-                register(prediction, path)
-    run = holdout_run(sweep, read_json(path)["prediction"]["params"])
-    plan = replace(cells, runs=(*cells.runs, run))
-    execute(plan, directory, workers)
+        with suppress(BadInput):  # another machine has written it meanwhile
+            register(prediction, path)
+    return read_json(path)["prediction"]["params"]
+
+
+def judge(run: PlannedRun, directory: Path) -> None:
+    """Score the prediction by the run that it was made for."""
     row = Ledger(directory).rows()[run.name]
     if row["status"] == "done":
-        score(path, row["loss"], run.params, run.tokens)
-    return plan
+        score(directory / "prediction.json", row["loss"], run.params, run.tokens)
+
+
+def publish(sweep: SweepConfig, plan: Plan, directory: Path, began: float) -> Path:
+    """Write the facts and the report."""
+    manifests = [store.manifest for store in open_stores(sweep.base.data)]
+    write_facts(sweep, plan, directory, manifests, time.perf_counter() - began)
+    with tqdm(total=SWEEPS, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
+        return write_report(directory, done=bar.update)
 
 
 def write_tables(cells: Plan, directory: Path) -> None:

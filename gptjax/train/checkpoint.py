@@ -1,63 +1,246 @@
 """Checkpoints that are what they say: Orbax writes them, a sha256 seal proves them, damaged ones are passed over.
 
-Orbax alone restores flipped bytes silently and counts an empty directory as the latest step, so a step exists only once
-its seal does; the seal is written last, after the asynchronous save has ended.
+Orbax alone restores flipped bytes silently and counts an empty directory as the latest step, so a step exists only
+while its seal does: the seal is written last, in the background, and goes first when the step is deleted. They are read
+an array at a time and a few chunks at a time, so that the host never holds more than the piece that a device is to get.
 """
 
 import hashlib
-import shutil
+import itertools
+import logging
+import re
 import sys
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import jax
+import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
+import tensorstore as ts
 
+from gptjax import hosts
+from gptjax.config import SaveConfig
 from gptjax.errors import BadInput
 from gptjax.files import read_json, write_json
+from gptjax.storage import absolute, all_names, remove, url_of
+
+CHUNK = 8 * 2**20  # bytes: the least that is read of an array
 
 
-def _digests(step: Path) -> dict[str, list[Any]]:
-    """Return size and sha256 of every file of a step."""
-    files = sorted(path for path in step.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(step)): [path.stat().st_size, hashlib.file_digest(path.open("rb"), "sha256").hexdigest()]
-        for path in files
-    }
+class Unreadable(Exception):
+    """What was written is there, byte for byte, and is not a checkpoint."""
+
+
+def seal_of(directory: Path, step: int) -> Path:
+    return directory / "seals" / f"{step}.json"
+
+
+def sealed_steps(directory: Path) -> list[int]:
+    """Return the steps that have a seal, newest first."""
+    return sorted((int(seal.stem) for seal in directory.glob("seals/*.json") if seal.stem.isdecimal()), reverse=True)
+
+
+def written_steps(directory: Path) -> list[int]:
+    """Return the steps of which there is anything, newest first."""
+    written = (int(path.name) for path in directory.glob("*") if path.name.isdecimal())
+    return sorted({*written, *sealed_steps(directory)}, reverse=True)
+
+
+def newest_intact(directory: Path, discard: Callable[[int], None] = lambda step: None) -> int | None:
+    """Find the newest intact step; name those passed over on the way, and discard them."""
+    for step in hosts.agree(lambda: written_steps(directory)):
+        if (wrong := damage(directory, step)) is None:
+            return step
+        warn(directory, step, wrong)
+        hosts.agree(partial(discard, step))
+    return None
+
+
+def warn(directory: Path, step: int, wrong: str) -> None:
+    if hosts.is_first():
+        print(f"checkpoint {directory / str(step)} {wrong}; taking an older one", file=sys.stderr)
 
 
 def damage(directory: Path, step: int) -> str | None:
-    """Say what is wrong with a step, or None if every byte is as it was written."""
-    seal = directory / "seals" / f"{step}.json"
-    if not seal.is_file():
+    """Say what is wrong with a step, or None if every byte is as it was written; every process asks at once."""
+    seal = hosts.agree(lambda: _read_seal(seal_of(directory, step)))
+    if isinstance(seal, str):
+        return seal
+    found = _digests(directory / str(step))
+    for name, digest in seal["files"].items():
+        if found.get(name) != digest:
+            return f"is damaged: {name} {'is not as it was written' if name in found else 'is missing'}"
+    return None
+
+
+def _read_seal(path: Path) -> dict[str, Any] | str:
+    """Return a seal, `{"files": {name: [size, sha256]}, "loss": nats a token or None}`, or what is wrong with it."""
+    if not path.is_file():
         return "has no seal, so it was never finished"
-    expected, found = read_json(seal), _digests(directory / str(step))
-    wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
-    return f"is damaged: {wrong[0]} is not as it was written" if wrong else None
+    try:
+        seal = read_json(path)
+        if seal["files"] and isinstance(seal["files"], dict) and isinstance(seal["loss"], float | None):
+            return seal
+    except (BadInput, KeyError, TypeError):
+        pass
+    return f"cannot be proved: its seal {path} is damaged"
+
+
+def _digests(step: Path) -> dict[str, list[Any]]:
+    """Return size and sha256 of every file of a step; each process reads its share."""
+    names = hosts.agree(lambda: all_names(step))
+    share = {name: _digest(step / name) for name in names[jax.process_index() :: jax.process_count()]}
+    return {name: digest for part in hosts.gather(share) for name, digest in part.items()}
+
+
+def _digest(path: Path) -> list[Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return [file.tell(), digest]
 
 
 def restore(directory: Path, step: int, abstract: Any) -> Any:
-    """Read a step into the shapes, dtypes and shardings of `abstract`, whatever mesh wrote it."""
+    """Read a step into the shapes, dtypes and shardings of `abstract`, whatever mesh wrote it.
+
+    `abstract` may be a part of what was saved, as `{"params": state.params}`.
+    """
     if wrong := damage(directory, step):
         raise BadInput(f"checkpoint {directory / str(step)} {wrong}; run again what wrote it")
-    with ocp.StandardCheckpointer() as reader:
-        return reader.restore(directory.absolute() / str(step) / "default", abstract)
+    state, wrong = _restore_sound(directory, step, abstract)
+    if wrong:
+        raise BadInput(f"checkpoint {directory / str(step)} {wrong}; run again what wrote it")
+    return state
+
+
+def _restore_sound(directory: Path, step: int, abstract: Any) -> tuple[Any, str | None]:
+    """Read a step whose bytes are proved; return it, or what is wrong with it on any process."""
+    state, wrong = None, None
+    try:
+        state = read_tree(directory / str(step), abstract)
+    except Unreadable as error:
+        wrong = str(error)
+    return state, next(filter(None, hosts.gather(wrong)), None)
+
+
+def read_tree(step: Path, abstract: Any) -> Any:
+    """Read arrays one by one, each device's piece in turn; the host holds one piece and a few chunks."""
+    leaves, tree = jax.tree.flatten_with_path(abstract)
+    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
+    arrays = open_arrays(step)
+    flights = in_flight(arrays)
+    found = []
+    for name, (_, leaf) in zip(names, leaves, strict=True):
+        if name not in arrays:
+            raise BadInput(f"checkpoint {step} holds no {name}; it is of another model or optimizer")
+        array = arrays[name]
+        if array.shape != leaf.shape:
+            raise BadInput(
+                f"checkpoint {step} has {name} of shape {array.shape}, not {leaf.shape}; it is another model's"
+            )
+        try:
+            found.append(_place(array, leaf, flights))
+        except (ValueError, OSError) as error:
+            raise Unreadable(f"cannot be read: {name}: {reason(error)}") from error
+    return jax.tree.unflatten(tree, found)
+
+
+def open_arrays(step: Path) -> dict[str, ts.TensorStore]:
+    """Open every array of a step, by the names of its path joined with dots."""
+    base = {"driver": "ocdbt", "base": url_of(step / "default")}
+    try:
+        keys = ts.KvStore.open(base).result().list().result()
+        names = [key.decode().removesuffix("/.zarray") for key in keys if key.endswith(b"/.zarray")]
+        opening = {name: ts.open({"driver": "zarr", "kvstore": {**base, "path": name}}, open=True) for name in names}
+        return {name: array.result() for name, array in opening.items()}
+    except (ValueError, OSError) as error:
+        raise Unreadable(f"cannot be read: {reason(error)}") from error
+
+
+def in_flight(arrays: dict[str, ts.TensorStore]) -> int:
+    """Return how many chunks to read at once: with what they are unpacked from, they take a quarter of an array."""
+    largest = max(array.size * array.dtype.numpy_dtype.itemsize for array in arrays.values())
+    return min(max(1, largest // (8 * CHUNK)), 64)
+
+
+def _place(array: ts.TensorStore, leaf: jax.ShapeDtypeStruct, flights: int) -> jax.Array:
+    """Put each piece of an array on the devices that hold it, the next one only when the host is rid of it."""
+    sharding: Any = leaf.sharding
+    holders = defaultdict(list)
+    for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+        holders[tuple(s.indices(n)[:2] for s, n in zip(index, leaf.shape, strict=True))].append(device)
+    pieces = []
+    for edges, devices in holders.items():
+        piece = np.empty([stop - start for start, stop in edges], leaf.dtype)
+        source = ts.cast(array, leaf.dtype)[tuple(slice(*edge) for edge in edges)]
+        target = ts.array(piece)[ts.d[:].translate_to[[start for start, _ in edges]]]
+        copy(source, target, chunk_of(array), flights)
+        pieces += jax.block_until_ready([jax.device_put(piece, device) for device in devices])
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, pieces)
+
+
+def copy(source: ts.TensorStore, target: ts.TensorStore, chunk: tuple[int, ...], flights: int) -> None:
+    """Copy all of a domain by the chunks in which it is stored, so many at a time."""
+    pending: deque[Any] = deque()
+    for part in _chunks(source.domain, chunk):
+        pending.append(target[part].write(source[part]))
+        if len(pending) == flights:
+            pending.popleft().result()
+    for writing in pending:
+        writing.result()
+
+
+def chunk_of(array: ts.TensorStore) -> tuple[int, ...]:
+    return tuple(size or 1 for size in array.chunk_layout.read_chunk.shape or ())
+
+
+def _chunks(domain: ts.IndexDomain, chunk: tuple[int, ...]) -> Iterator[tuple[slice, ...]]:
+    """Cut a domain where the chunks of a grid from the origin end."""
+    cuts = []
+    for start, stop, size in zip(domain.inclusive_min, domain.exclusive_max, chunk, strict=True):
+        edges = [start, *range((start // size + 1) * size, stop, size), stop]
+        cuts.append([slice(a, b) for a, b in itertools.pairwise(edges)])
+    return itertools.product(*cuts)
+
+
+def reason(error: BaseException) -> str:
+    """Say why in a line: what the system said where TensorStore or Python quotes it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    quoted = re.search(r"([^:]+) \[os_error_code=", line)
+    return quoted[1].strip() if quoted else line
+
+
+def kept(losses: dict[int, float | None], save: SaveConfig) -> set[int]:
+    """Choose of the steps, each with its validation loss if it has one, those to keep."""
+    steps = sorted(losses)
+    ranked = sorted((loss, step) for step, loss in losses.items() if loss is not None)
+    best = [step for _, step in ranked[: save.keep_best]]
+    spaced = [step for step in steps if save.keep_every and step % save.keep_every == 0]
+    return {*steps[-save.keep :], *best, *spaced, *save.at}
 
 
 class Checkpoints:
-    """The checkpoints of one run: `save` returns at once, leaving the block waits for what is being written."""
+    """The checkpoints of one run: `save` returns at once, leaving the block waits for what is being written.
 
-    def __init__(self, directory: Path, *, keep: int = 2, keep_steps: tuple[int, ...] = ()) -> None:
-        self.directory = directory.absolute()
-        self.seals = self.directory / "seals"
-        self.seals.mkdir(parents=True, exist_ok=True)
-        self.newest = self._newest_intact()
-        self._discard_after(self.newest)
-        policy = AnyPreservationPolicy([LatestN(keep), CustomSteps(list(keep_steps))])
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+    `still_ours` raises what is to be raised when another process has taken over the run and its directory.
+    """
+
+    def __init__(self, directory: Path, save: SaveConfig, still_ours: Callable[[], None] = lambda: None) -> None:
+        self.directory, self.config, self.still_ours = absolute(directory), save, still_ours
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # a failed save is a line of ours, not pages of Orbax's
+        hosts.agree(lambda: (self.directory / "seals").mkdir(parents=True, exist_ok=True))
+        self.newest = newest_intact(self.directory, self._delete)  # what is discarded is written anew
+        options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)  # it keeps all; `_retain` deletes
         self.manager = ocp.CheckpointManager(self.directory, options=options)
-        self.unsealed: int | None = None
+        self.thread = ThreadPoolExecutor(1)
+        self.finish: Callable[[], None] | None = None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -68,37 +251,78 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self.manager.close()
+            self.thread.shutdown()
+            with suppress(Exception):  # it says again what `wait` has said
+                self.manager.close()
 
-    def save(self, step: int, state: Any) -> None:
-        """Begin to write a step; a failure of the one before is raised here."""
-        self.wait()
-        if step != self.newest:
-            self.manager.save(step, args=ocp.args.StandardSave(state))
-            self.unsealed = self.newest = step
-
-    def wait(self) -> None:
-        """Wait for the step being written, then seal it."""
-        self.manager.wait_until_finished()
-        if self.unsealed is None:
-            return
-        write_json(self.seals / f"{self.unsealed}.json", _digests(self.directory / str(self.unsealed)))
-        self.unsealed = None
-        for seal in self.seals.glob("*.json"):  # of steps that retention has deleted
-            if not (self.directory / seal.stem).is_dir():
-                seal.unlink()
-
-    def _newest_intact(self) -> int | None:
-        for step in sorted((int(seal.stem) for seal in self.seals.glob("[0-9]*.json")), reverse=True):
-            wrong = damage(self.directory, step)
-            if wrong is None:
-                return step
-            print(f"checkpoint {self.directory / str(step)} {wrong}; taking an older one", file=sys.stderr)
+    def restore(self, abstract: Any) -> tuple[Any, int] | None:
+        """Read the newest step that can be read, and say which it is; None if there is none."""
+        while self.newest is not None:
+            state, wrong = _restore_sound(self.directory, self.newest, abstract)
+            if not wrong:
+                return state, self.newest
+            warn(self.directory, self.newest, f"{wrong} (set aside)")
+            hosts.agree(partial(self._set_aside, self.newest))
+            self.newest = newest_intact(self.directory, self._delete)
+            self.manager.reload()
         return None
 
-    def _discard_after(self, newest: int | None) -> None:
-        """Delete steps beyond the newest intact one, which will be written anew."""
-        for path in self.directory.iterdir():
-            if path.name.isdecimal() and int(path.name) > (-1 if newest is None else newest):
-                (self.seals / f"{path.name}.json").unlink(missing_ok=True)
-                shutil.rmtree(path)
+    def save(self, step: int, state: Any, loss: float | None = None) -> None:
+        """Begin to write a step, with its validation loss if known; a failure of the one before is raised here."""
+        self.wait()
+        if step == self.newest:
+            return
+        hosts.agree(lambda: self._delete(step))  # what a process that lost this run to us may have written meanwhile
+        chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), state)
+        self._or_say(step, lambda: self.manager.save(step, args=ocp.args.StandardSave(state, save_args=chunked)))
+
+        def finish() -> None:
+            self._or_say(step, lambda: self._seal(step, loss))
+
+        # Processes meet to seal, and may meet in their main threads only: with many, a step is sealed by the next call.
+        self.finish = finish if hosts.several() else self.thread.submit(finish).result
+        self.newest = step
+
+    def wait(self) -> None:
+        """Wait for the step being written, and for its seal."""
+        finish, self.finish = self.finish, None
+        if finish:
+            finish()
+
+    def _or_say(self, step: int, write: Callable[[], Any]) -> None:
+        try:
+            write()
+        except Exception as error:
+            if not hosts.several():
+                self.still_ours()
+            intact = next(iter(sealed_steps(self.directory)), None)
+            good = "no step is" if intact is None else f"step {intact} is"
+            raise BadInput(
+                f"checkpoint {self.directory / str(step)} was not saved ({reason(error)}); "
+                f"{good} intact: make room there and run the same command again"
+            ) from error
+
+    def _seal(self, step: int, loss: float | None) -> None:
+        """Wait for a step, write its seal, then delete what need not be kept any more."""
+        self.manager.wait_until_finished()
+        seal = {"files": _digests(self.directory / str(step)), "loss": loss}
+        self.still_ours()
+        hosts.agree(lambda: write_json(seal_of(self.directory, step), seal))
+        hosts.agree(self._retain)
+
+    def _retain(self) -> None:
+        seals = {step: _read_seal(seal_of(self.directory, step)) for step in written_steps(self.directory)}
+        losses = {step: seal["loss"] for step, seal in seals.items() if not isinstance(seal, str)}
+        for step in seals.keys() - kept(losses, self.config):
+            self._delete(step)
+
+    def _delete(self, step: int) -> None:
+        remove(seal_of(self.directory, step))
+        remove(self.directory / str(step))
+
+    def _set_aside(self, step: int) -> None:
+        """Take a step out of the way whose bytes are proved: the fault may be the reader's."""
+        aside = self.directory / f"{step}.unreadable"
+        remove(seal_of(self.directory, step))
+        remove(aside)
+        (self.directory / str(step)).rename(aside)

@@ -65,7 +65,7 @@ def coord_check(
     kinds: dict[str, Json] = {"standard": {"mup_width": 0, "mup_depth": 0}, "mup": {field: origin}}
     layers = [f"layer {i}" for i in range(1, min(depths) if depths else model.n_layers)]
     loader = make_loader(base, open_stores(base.data))
-    batches = [loader(step) for step in range(steps)]
+    batches = [loader(step, np.arange(base.batch)) for step in range(steps)]
     found: Json = {}
     for name in parametrizations:
         shapes: list[Json] = [{**kinds[name], axis: size} for size in sizes]

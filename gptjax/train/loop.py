@@ -1,6 +1,7 @@
 """Train one run: from a config and a directory to a result, in order, on a page.
 
-A run's directory: config.json, env.json, metrics.jsonl, checkpoints/, tensorboard/, and result.json once it is done.
+A run's directory: config.json, env.json, lease/, metrics.jsonl, checkpoints/, tensorboard/, and result.json once it is
+done.
 """
 
 import importlib.metadata
@@ -9,17 +10,22 @@ import itertools
 import platform
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from gptjax.config import RunConfig, load_config, to_json
+from gptjax import hosts
+from gptjax.config import RunConfig, from_json, load_config, to_json
 from gptjax.data.loader import Loader, open_stores, prefetch
 from gptjax.data.store import TokenStore
 from gptjax.errors import BadInput
-from gptjax.files import plain, read_json, try_lock, write_json
+from gptjax.files import plain, read_json, write_json
+from gptjax.hosts import PREEMPTED
+from gptjax.leases import Lease, confirm, hold
 from gptjax.question import fingerprint
 from gptjax.sharding import Layout, make_mesh
 from gptjax.train.checkpoint import Checkpoints, damage, restore
@@ -30,34 +36,34 @@ from gptjax.train.state import TrainState
 from gptjax.train.step import Programs, make_programs
 from gptjax.train.validation import Validation, evaluate
 
-PREEMPTED = 75  # exit code after SIGTERM (EX_TEMPFAIL): the state is saved, run the same command again
-
 
 class Preempted(SystemExit):
     """SIGTERM came; everything done so far is saved."""
 
 
-def train(config: RunConfig, directory: Path, *, position: int = 0) -> Result:
+def train(config: RunConfig, directory: Path, *, position: int = 0, lease: Lease | None = None) -> Result:
     """Train a run in its directory, or go on where it stopped; a finished run is returned as it is.
 
-    Raises BadInput for what the config cannot be, Preempted (exit code 75) after SIGTERM. `position` is the line of
-    its progress bar. A run that diverges is a result too: status "failed", with the reason.
+    Raises BadInput for what the config cannot be, Preempted (exit code 75) after SIGTERM, and Lost (75) when this
+    process stood still and another took the run over. `position` is the line of its progress bar; `lease` that of the
+    directory, if the caller has taken it. A run that diverges is a result too: status "failed", with the reason. Where
+    several processes are one job (hosts.py), all call this, and the first alone writes.
     """
-    if finished := read_result(directory, config):
-        return finished
+    if finished := hosts.agree(lambda: plain(read_result(directory, config))):
+        return from_json(Result, finished)
     with ExitStack() as stack:
         preempted = stack.enter_context(catch_sigterm())
         layout = Layout(make_mesh(config.mesh), config.rules)
         check_shapes(config, layout)
         stores = open_stores(config.data)
+        hosts.check_same([fingerprint(config), data_digest(stores)], "the digest of run and data")
         check_origins(config, directory, stores)
         loader = make_loader(config, stores)
         settings = (without_schedule(config.optim), layout, config.z_loss, config.accumulate)
         programs = make_programs(config.model, *settings)
         validation = [Validation.of(store, config, programs) for store in stores]
-        stack.enter_context(claim(directory, config, stores))
-        saving = Checkpoints(directory / "checkpoints", keep=config.save.keep, keep_steps=config.save.at)
-        checkpoints = stack.enter_context(saving)
+        still_ours = partial(confirm, stack.enter_context(claim(directory, config, stores, lease)), directory)
+        checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints", config.save, still_ours))
         state, first = start(config, directory, checkpoints, programs)
         metrics = stack.enter_context(closing(MetricsWriter(directory, first, config)))
         log = stack.enter_context(Log(config, stores[0], metrics, first, position))
@@ -65,18 +71,21 @@ def train(config: RunConfig, directory: Path, *, position: int = 0) -> Result:
         step, reason = first, ""
         evals: Evals = {}
         try:
-            for steps, batch in zip(calls, prefetch(loader, calls, programs.place), strict=True):
+            for steps, batch in zip(calls, prefetch(loader, calls, programs.batches), strict=True):
                 rates = learning_rates(config.optim, steps.start, steps.stop, config.steps)
                 state, outputs = programs.train(state, batch, rates)
                 log(steps, outputs, rates)  # reads the call before: the host never waits for this one
-                step = steps.stop
+                step, loss = steps.stop, None
                 if due(step, config.evaluate.every) or step == config.steps:
                     evals = evaluate(validation, programs, state)
+                    loss = float(np.average([values["loss"] for values in evals.values()], weights=loader.weights))
                     log.evals(step, evals)
-                stop = bool(preempted) and step < config.steps
+                stop = hosts.preempted(preempted) and step < config.steps
                 if due(step, config.save.every) or step in config.save.at or step == config.steps or stop:
+                    still_ours()
                     log.flush()  # no step is saved whose metrics are not
-                    checkpoints.save(step, state)
+                    metrics.flush()
+                    checkpoints.save(step, state, loss)
                 if stop:
                     checkpoints.wait()
                     raise Preempted(PREEMPTED)
@@ -85,8 +94,10 @@ def train(config: RunConfig, directory: Path, *, position: int = 0) -> Result:
         except Diverged as error:
             step, reason, evals = log.step, str(error), {}
         checkpoints.wait()
+        still_ours()
+        metrics.flush()
         result = summarize(config, stores, loader, step, evals, reason, log.seconds)
-        write_json(directory / "result.json", plain(result))
+        hosts.agree(lambda: write_json(directory / "result.json", plain(result)))
     return result
 
 
@@ -105,8 +116,8 @@ def cut(config: RunConfig, first: int) -> list[range]:
 
 def start(config: RunConfig, directory: Path, checkpoints: Checkpoints, programs: Programs) -> tuple[TrainState, int]:
     """Return the state to go on from and its step: our newest checkpoint, another run's, or new weights."""
-    if checkpoints.newest is not None:
-        return restore(checkpoints.directory, checkpoints.newest, programs.abstract), checkpoints.newest
+    if found := checkpoints.restore(programs.abstract):
+        return found
     if config.init_from is None:
         return programs.init(jax.random.key(config.seed)), 0
     origin, step = directory.parent / config.init_from.run / "checkpoints", config.init_from.step
@@ -120,15 +131,26 @@ def make_loader(config: RunConfig, stores: tuple[TokenStore, ...]) -> Loader:
 
 def check_shapes(config: RunConfig, layout: Layout) -> None:
     """Refuse what shapes and machine rule out, before any data is read."""
-    if jax.process_count() > 1:
-        raise BadInput(f"{jax.process_count()} processes train one run; this version trains a run in one process")
     if "wandb" in config.trackers and importlib.util.find_spec("wandb") is None:
         raise BadInput("tracker wandb is not installed; pip install 'gptjax[track]'")
-    parts = layout.parts(layout.rules.batch)
+    rules, model = layout.rules, config.model
+    stages = layout.parts(rules.layers)
+    if model.n_layers % stages:
+        raise BadInput(f"n_layers {model.n_layers} is not divisible by {stages} pipeline stages; use a divisor")
+    microbatches = (model.microbatches or 2 * stages) if stages > 1 else 1
+    parts = layout.parts(rules.batch) * microbatches
+    what = f"the mesh's {parts} parts" if stages == 1 else f"{parts} parts, the mesh's in {microbatches} microbatches"
     for name, rows in (("batch", config.batch // config.accumulate), ("evaluate.batch", config.evaluate.batch)):
         if rows % parts:
             near = -(-rows // parts) * parts
-            raise BadInput(f"{name} of {rows} sequences is not divisible by the mesh's {parts} parts; use {near}")
+            raise BadInput(f"{name} of {rows} sequences is not divisible by {what}; use {near}")
+    for axis in ("seq", "stream", "keys"):
+        if (T := model.context) % (parts := layout.parts(getattr(rules, axis))):
+            raise BadInput(f"context {T} is not divisible by the {parts} parts of rules.{axis}; change mesh or context")
+    if layout.parts(rules.keys) > 1 and rules.keys != rules.seq:
+        raise BadInput(f"rules.keys {rules.keys!r} must be None or, for ring attention, rules.seq, {rules.seq!r}")
+    if model.attention == "cudnn" and layout.parts(rules.seq) > 1:
+        raise BadInput("attention = cudnn cannot split positions; use auto, or a mesh with context = 1")
 
 
 def check_origins(config: RunConfig, directory: Path, stores: tuple[TokenStore, ...]) -> None:
@@ -145,8 +167,16 @@ def check_origins(config: RunConfig, directory: Path, stores: tuple[TokenStore, 
 
 
 @contextmanager
-def claim(directory: Path, config: RunConfig, stores: tuple[TokenStore, ...]) -> Iterator[None]:
-    """Hold a directory as this run's own; refuse one that holds another run, this one on other data, or is in use."""
+def claim(
+    directory: Path, config: RunConfig, stores: tuple[TokenStore, ...], lease: Lease | None
+) -> Iterator[Lease | None]:
+    """Hold a directory as this run's own; refuse one that holds another run, this one on other data, or is in use.
+
+    Gives the lease that the first process holds: the one given, or a new one.
+    """
+    if not hosts.is_first():
+        yield None
+        return
     path, env = directory / "config.json", directory / "env.json"
     if path.is_file() and fingerprint(load_config(path)) != fingerprint(config):
         raise BadInput(f"{directory} holds a run of another config; use a new --dir")
@@ -159,18 +189,21 @@ def claim(directory: Path, config: RunConfig, stores: tuple[TokenStore, ...]) ->
     if env.is_file() and read_json(env)["data_digest"] != environment["data_digest"]:
         raise BadInput(f"{directory} was begun on other data than {config.data.sources}; use a new --dir")
     directory.mkdir(parents=True, exist_ok=True)
-    with try_lock(directory / "lock") as locked:
-        if not locked:
+    with nullcontext(lease) if lease else hold(directory / "lease", watch=True) as held:
+        if held is None:
             raise BadInput(f"{directory} is being trained by another process; wait for it or use a new --dir")
         write_json(env, environment)
         write_json(path, to_json(config))
-        yield
+        yield held
 
 
 @contextmanager
 def catch_sigterm() -> Iterator[list[int]]:
     """Collect SIGTERM in a list, for a loop to look at between steps; a collector around this one hears it too."""
     received: list[int] = []
+    if hosts.several():  # jax's own handler tells all of them; see hosts.preempted
+        yield received
+        return
     before = signal.getsignal(signal.SIGTERM)
 
     def note(number: int, frame: Any) -> None:

@@ -1,8 +1,10 @@
 """What a run reports on its way: metrics.jsonl without gaps or repeats, trackers, a progress bar."""
 
+import io
 import json
 import math
 import os
+import sys
 import time
 from functools import cache
 from pathlib import Path
@@ -12,11 +14,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from gptjax import hosts
 from gptjax.config import RunConfig, to_json
 from gptjax.data.store import TokenStore
 from gptjax.devices import device_of, devices
+from gptjax.files import write_file
 from gptjax.models.count import flops_per_token
 from gptjax.question import fingerprint
+from gptjax.storage import is_remote
 
 
 @cache
@@ -27,18 +32,29 @@ def peak_flops() -> float:
 
 
 class MetricsWriter:
-    """Append metrics by step to metrics.jsonl and to the trackers; begin after `step`, dropping what lay beyond it."""
+    """Append metrics by step to metrics.jsonl and to the trackers; begin after `step`, dropping what lay beyond it.
+
+    Of several processes the first writes. Object storage has no append: there the file is written anew by `flush`.
+    """
 
     def __init__(self, directory: Path, step: int, config: RunConfig) -> None:
         self.path = directory / "metrics.jsonl"
+        self.seconds, self.tensorboard, self.wandb = 0.0, None, None
+        self.file: io.TextIOBase | None = None
+        if not hosts.is_first():
+            return
         kept = [line for line in read_metrics(self.path) if line["step"] <= step]
         self.seconds = max((line.get("perf/seconds", 0.0) for line in kept), default=0.0)  # spent before
-        aside = self.path.with_suffix(".aside")
-        aside.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(aside, self.path)
-        self.file = self.path.open("a", buffering=1)
-        self.tensorboard = self.wandb = None
-        if "tensorboard" in config.trackers:
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        if is_remote(directory):
+            self.file = io.StringIO(text)
+            self.file.seek(0, os.SEEK_END)
+        else:
+            write_file(self.path, text)
+            self.file = self.path.open("a", buffering=1)
+        if "tensorboard" in config.trackers and is_remote(directory):
+            print(f"gptjax: tensorboardX cannot write to {directory}; metrics.jsonl has it all", file=sys.stderr)
+        elif "tensorboard" in config.trackers:
             from tensorboardX import SummaryWriter
 
             self.tensorboard = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
@@ -46,9 +62,12 @@ class MetricsWriter:
             import wandb
 
             run = {"name": directory.name, "id": f"{directory.name}-{fingerprint(config)}", "resume": "allow"}
-            self.wandb = wandb.init(project="gptjax", dir=directory, config=to_json(config), **run)
+            local = {} if is_remote(directory) else {"dir": directory}
+            self.wandb = wandb.init(project="gptjax", config=to_json(config), **run, **local)
 
     def write(self, step: int, values: dict[str, float]) -> None:
+        if self.file is None:
+            return
         self.file.write(json.dumps({"step": step, **values}) + "\n")
         if self.tensorboard:
             for name, value in values.items():
@@ -56,8 +75,14 @@ class MetricsWriter:
         if self.wandb:
             self.wandb.log(values, step=step)
 
+    def flush(self) -> None:
+        """Let others read what was written; what a failing process has not flushed comes after its last checkpoint."""
+        if isinstance(self.file, io.StringIO):
+            write_file(self.path, self.file.getvalue())
+
     def close(self) -> None:
-        self.file.close()
+        if self.file:
+            self.file.close()
         if self.tensorboard:
             self.tensorboard.close()
         if self.wandb:
@@ -88,7 +113,7 @@ class Log:
         self.uniform = math.log(config.model.vocab_size)
         self.step = first  # the last whose loss was read
         bar = {"desc": metrics.path.parent.name, "unit": "step", "position": position, "leave": False}
-        self.bar = tqdm(total=config.steps, initial=first, disable=None, **bar)
+        self.bar = tqdm(total=config.steps, initial=first, disable=None if hosts.is_first() else True, **bar)
 
     def __enter__(self) -> "Log":
         return self

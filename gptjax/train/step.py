@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding
 from jax.typing import ArrayLike
 
 from gptjax.data.objectives import Batch
+from gptjax.hosts import meet_when_compiled
 from gptjax.models.gpt import GPTConfig, gpt
 from gptjax.params import Params
 from gptjax.sharding import Layout, use
@@ -95,7 +97,7 @@ class Programs:
     init: Callable[[jax.Array], TrainState]
     train: Callable[[TrainState, Batch, ArrayLike], tuple[TrainState, Metrics]]
     evaluate: Callable[[Params, Batch], jax.Array]
-    place: Callable[[Batch], Batch]
+    batches: NamedSharding  # of stacked batches (S, B, T)
 
 
 @lru_cache(maxsize=32)
@@ -105,7 +107,6 @@ def make_programs(config: GPTConfig, optim: OptimConfig, layout: Layout, z_loss:
     optimizer = make_optimizer(optim, model.axes, config)
     abstract = abstract_state(model, optimizer, layout)
     shardings = jax.tree.map(lambda s: s.sharding, abstract)
-    batches = layout.sharding((None, "batch", "seq"))
 
     def init(key: jax.Array) -> TrainState:
         return new_state(key, model, optimizer)
@@ -119,13 +120,10 @@ def make_programs(config: GPTConfig, optim: OptimConfig, layout: Layout, z_loss:
         with use(layout):
             return eval_step(params, batch, apply=model.apply)
 
-    def place(batch: Batch) -> Batch:
-        return jax.device_put(batch, jax.tree.map(lambda _: batches, batch))
-
     return Programs(
         abstract,
-        jax.jit(init, out_shardings=shardings),
-        jax.jit(train, donate_argnums=0, out_shardings=(shardings, layout.replicated)),
-        jax.jit(evaluate, out_shardings=layout.replicated),
-        place,
+        meet_when_compiled(jax.jit(init, out_shardings=shardings)),
+        meet_when_compiled(jax.jit(train, donate_argnums=0, out_shardings=(shardings, layout.replicated))),
+        meet_when_compiled(jax.jit(evaluate, out_shardings=layout.replicated)),
+        layout.sharding((None, "batch", "seq")),
     )

@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from gptjax.config import RunConfig
-from gptjax.data.loader import validation_batches
+from gptjax.data.loader import spread, validation_batches
 from gptjax.data.objectives import Batch
 from gptjax.data.store import TokenStore
 from gptjax.train.result import Evals
@@ -29,7 +30,10 @@ class Validation:
         e, T = config.evaluate, config.model.context
         batches = validation_batches(store, e.sequences, e.batch, T, config.data.separate_documents)
         n_bytes = int(store.tokenizer.token_bytes[batches.targets].sum())
-        return cls(store.manifest.corpus, programs.place(batches), T, n_bytes)
+        placed = spread(
+            lambda rows: jax.tree.map(lambda x: x[:, rows], batches), batches.inputs.shape, programs.batches
+        )
+        return cls(store.manifest.corpus, placed, T, n_bytes)
 
     def __call__(self, programs: Programs, state: TrainState) -> dict[str, float]:
         """Return nats per token with its standard error over sequences, and bits per byte."""

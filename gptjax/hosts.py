@@ -1,0 +1,296 @@
+"""Several processes of one job: how they find each other, agree, and stop together instead of waiting for the dead.
+
+Plain jax waits for ever on a peer that raised, and aborts in a page of log when one is killed. Here every process tells
+the coordination service that it lives, and hears from it that another has stopped: one line, an exit code, no hang.
+"""
+
+import ctypes
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from glob import glob
+from typing import Any, TypeVar
+
+import jax
+from jax._src import distributed  # the service's key-value store has no public name (jax 0.10, 0.11)
+from jax.experimental import multihost_utils
+
+from gptjax.errors import BadInput
+
+T = TypeVar("T")
+
+PREEMPTED = 75  # exit code (EX_TEMPFAIL): what was finished is saved; run the same command again
+BEAT_SECONDS = 2.0
+SILENT_SECONDS = float(os.environ.get("GPTJAX_SILENT_SECONDS", 30))  # not heard of for so long, a process is dead
+STOPPED = "gptjax/stopped"
+GONE = "it is gone, and with it the job's coordinator"
+
+_turns = itertools.count()
+_calls = itertools.count()
+_ended = threading.Event()  # nothing is left for the watch to say
+_handler: Any = None  # kept from the garbage collector, which does not know that C holds it
+
+
+def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
+    """Meet the other processes of this job, where flags or the environment say that there are any.
+
+    In this order: the arguments; GPTJAX_COORDINATOR (host:port), GPTJAX_PROCESSES and GPTJAX_PROCESS; srun; mpirun of
+    Open MPI; GPTJAX_COORDINATOR=auto, which leaves all to jax, as TPU pods need. Must come before jax is used.
+    """
+    env = os.environ
+    given = (
+        coordinator or env.get("GPTJAX_COORDINATOR", ""),
+        processes or _number(env, "GPTJAX_PROCESSES", 0),
+        process if process >= 0 else _number(env, "GPTJAX_PROCESS", -1),
+    )
+    settings = job_settings(given, env)
+    if settings is None or several():
+        return
+    try:
+        jax.distributed.initialize(**settings, heartbeat_timeout_seconds=10 * int(SILENT_SECONDS))
+    except (RuntimeError, ValueError) as error:
+        where = settings.get("coordinator_address") or "the coordinator that jax detected"
+        reason = str(error).partition("\n")[0]
+        raise BadInput(f"no job could be joined at {where} ({reason}); check address, port and count") from None
+    if several():
+        _follow_the_coordinator()
+        threading.Thread(target=_watch, name="watch", daemon=True).start()
+        counts = gather(jax.local_device_count())  # the first touch of the devices needs every process
+        if is_first():
+            print(f"gptjax: {len(counts)} processes with {counts} devices", file=sys.stderr)
+
+
+def job_settings(given: tuple[str, int, int], env: Mapping[str, str]) -> dict[str, Any] | None:
+    """Return the arguments of jax.distributed.initialize, or None for a process on its own."""
+    coordinator, processes, process = given
+    if coordinator == "auto":
+        return {}
+    if coordinator or processes or process >= 0:
+        if not re.fullmatch(r".+:\d+", coordinator) or not 0 <= process < processes:
+            raise BadInput(
+                f"coordinator {coordinator!r}, processes {processes} and process {process} are given together: "
+                "a host:port, how many, and which of them (from 0) this one is"
+            )
+        return {"coordinator_address": coordinator, "num_processes": processes, "process_id": process}
+    for count, rank, local_count, local_rank in (
+        ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_TASKS_PER_NODE", "SLURM_LOCALID"),
+        ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ):
+        if _number(env, count, 1) > 1:
+            here = int(env.get(local_count, "1").partition("(")[0].partition(",")[0])
+            mine = {} if "SLURM_GPUS_PER_TASK" in env else _share_of_gpus(env, here, _number(env, local_rank, 0))
+            return {"num_processes": _number(env, count, 1), "process_id": _number(env, rank, 0), **mine}
+    return None
+
+
+def _share_of_gpus(env: Mapping[str, str], processes: int, rank: int) -> dict[str, list[int]]:
+    """Give a process its part of the node's GPUs, all if it is alone there; left to itself jax takes one."""
+    visible = env.get("CUDA_VISIBLE_DEVICES")
+    gpus = len(glob("/dev/nvidia[0-9]*")) if visible is None else len([x for x in visible.split(",") if x])
+    if not gpus:
+        return {}
+    each = gpus // processes if gpus >= processes else gpus
+    first = rank * each if gpus >= processes else 0
+    return {"local_device_ids": list(range(first, first + each))}
+
+
+def _number(env: Mapping[str, str], name: str, default: int) -> int:
+    try:
+        return int(env.get(name, default))
+    except ValueError:
+        raise BadInput(f"{name}={env[name]!r} in the environment is not a whole number; set it or unset it") from None
+
+
+def several() -> bool:
+    """Say whether this process has peers."""
+    return distributed.global_state.client is not None and (distributed.global_state.num_processes or 1) > 1
+
+
+def is_first() -> bool:
+    """Say whether this is the process that writes."""
+    return not several() or distributed.global_state.process_id == 0
+
+
+def agree(decide: Callable[[], T]) -> T:
+    """Return to every process what `decide` gave on the first, which alone calls it; several: as JSON brings it."""
+    if not several():
+        return decide()
+    key = f"gptjax/agree/{next(_turns)}"
+    if is_first():
+        _client().key_value_set(key, json.dumps(decide()))
+    return json.loads(_wait_for(key))
+
+
+def gather(value: Any) -> list[Any]:
+    """Return the values of all processes, by process, to each of them; nobody goes on before all have come."""
+    if not several():
+        return [value]
+    key, count = f"gptjax/gather/{next(_turns)}", distributed.global_state.num_processes
+    _client().key_value_set(f"{key}/{distributed.global_state.process_id}", json.dumps(value))
+    return agree(lambda: [json.loads(_wait_for(f"{key}/{i}")) for i in range(count)])
+
+
+def check_same(value: Any, what: str) -> None:
+    """Refuse to go on where the processes of a job were given different things."""
+    for i, other in enumerate(values := gather(value)):
+        if other != values[0]:
+            raise BadInput(f"{what} of process {i} is {other}, and of process 0 {values[0]}; give all the same")
+
+
+def meet_when_compiled(jitted: Callable[..., T]) -> Callable[..., T]:
+    """Have every process compile a program before any runs it: a collective waits half a minute for its peers."""
+    if not several():
+        return jitted
+    met = set()
+
+    def run(*args: Any) -> T:
+        shapes = str(jax.tree.map(jax.typeof, args))
+        if shapes not in met:
+            jitted.lower(*args).compile()  # type: ignore[attr-defined]
+            gather(None)
+            met.add(shapes)
+        return jitted(*args)
+
+    return run
+
+
+def preempted(received: list[int]) -> bool:
+    """Say, once for each call of the training loop, whether to save and stop: at the same call on every process."""
+    if not several():
+        return bool(received)
+    return multihost_utils.reached_preemption_sync_point(next(_calls))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Run the work of one process of several so that its failure stops the others, and theirs stops it."""
+    try:
+        yield
+    except BaseException as error:
+        if several() and not (isinstance(error, SystemExit) and error.code in (None, 0, PREEMPTED)):
+            if _may_be_a_peers(error):
+                time.sleep(2 * SILENT_SECONDS)  # the watch ends this process as soon as it knows which one is gone
+            _stop(*_verdict(error))
+        _part()
+        raise
+    _part()
+
+
+def _part() -> None:
+    """Leave when all are done: the watch ends first, for the service goes with the first process."""
+    if several():
+        gather(None)
+        _ended.set()
+        next(thread for thread in threading.enumerate() if thread.name == "watch").join()
+        jax.distributed.shutdown()
+
+
+def _verdict(error: BaseException) -> tuple[int, str]:
+    """Return the exit code and the line for an error; a bug's traceback is printed here."""
+    if isinstance(error, BadInput):
+        return 2, str(error)
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1, f"it exited with {error.code}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "it was interrupted"
+    traceback.print_exc()
+    return 1, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+
+
+def _may_be_a_peers(error: BaseException) -> bool:
+    """Say whether an error of the runtime may be the death of a peer, felt in a collective."""
+    own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED", "FAILED_PRECONDITION")
+    return isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(own)
+
+
+def _stop(code: int, reason: str) -> None:
+    """Tell the others, print the line if this process is the first to have one, and go without waiting for anybody."""
+    me = distributed.global_state.process_id
+    _ended.set()
+    try:
+        _client().key_value_set(STOPPED, json.dumps({"process": me, "code": code, "reason": reason}))
+        print(f"gptjax: {reason}", file=sys.stderr, flush=True)
+    except jax.errors.JaxRuntimeError:  # another was first
+        pass
+    if is_first():
+        time.sleep(2 * BEAT_SECONDS)  # the service dies with this process: let the others hear first
+    os._exit(code)
+
+
+def _watch() -> None:
+    """Beat; on the first process, look for those that do not; on all, leave when one has stopped."""
+    client, state = _client(), distributed.global_state
+    heard: dict[str, tuple[str, float]] = {}
+    for beat in itertools.count():
+        try:
+            client.key_value_set(f"gptjax/alive/{state.process_id}", str(beat), allow_overwrite=True)
+            if is_first():
+                now = time.monotonic()
+                for key, value in client.key_value_dir_get("gptjax/alive/"):
+                    if heard.get(key, ("", 0.0))[0] != value:
+                        heard[key] = (value, now)
+                    elif now - heard[key][1] > SILENT_SECONDS:
+                        _leave(int(key.rpartition("/")[2]), PREEMPTED, f"not heard of for {SILENT_SECONDS:.0f} s")
+            stopped = json.loads(client.blocking_key_value_get(STOPPED, int(1000 * BEAT_SECONDS)))
+        except jax.errors.JaxRuntimeError as error:
+            gone = "DEADLINE_EXCEEDED" not in str(error)
+            stopped = {"process": 0, "code": PREEMPTED, "reason": GONE} if gone else None
+        if _ended.is_set():
+            return
+        if stopped:
+            _leave(**stopped)
+
+
+def _leave(process: int, code: int, reason: str) -> None:
+    """End this process because another has stopped."""
+    if is_first():
+        with suppress(jax.errors.JaxRuntimeError):  # it is written already
+            _client().key_value_set(STOPPED, json.dumps({"process": process, "code": code, "reason": reason}))
+        time.sleep(2 * BEAT_SECONDS)
+    if process != distributed.global_state.process_id:
+        hint = "; run the same command again" if code == PREEMPTED else ""
+        print(f"gptjax: process {process} stopped: {reason}{hint}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def _follow_the_coordinator() -> None:
+    """When the coordinator's death makes jax abort this process, end with our line and exit code all the same.
+
+    jax (0.10, 0.11) aborts from a thread of its own and takes no callback from Python; the signal is all that is left.
+    """
+    state = distributed.global_state
+    host, _, port = str(state.coordinator_address).rpartition(":")
+
+    def aborted(number: int) -> None:
+        try:
+            socket.create_connection((host, int(port)), timeout=1).close()
+        except OSError:
+            _leave(0, PREEMPTED, GONE)
+
+    global _handler
+    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
+    if state.process_id:
+        ctypes.CDLL(None).signal(signal.SIGABRT, _handler)
+
+
+def _client() -> Any:
+    return distributed.global_state.client
+
+
+def _wait_for(key: str) -> str:
+    """Read a key that another process will write; if that one dies, the watch ends this process too."""
+    while True:
+        try:
+            return _client().blocking_key_value_get(key, 60_000)
+        except jax.errors.JaxRuntimeError as error:
+            if "DEADLINE_EXCEEDED" not in str(error):
+                raise

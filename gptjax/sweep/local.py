@@ -1,0 +1,70 @@
+"""Run a sweep on this machine, with as many processes as asked, each on its share of the CPU's cores."""
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import sys
+import threading
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from gptjax.errors import BadInput
+from gptjax.hosts import agree, several
+from gptjax.sharding import Layout, make_mesh
+from gptjax.sweep.execute import POLL_SECONDS, begin, pending, work
+from gptjax.sweep.plan import Plan
+from gptjax.train.loop import PREEMPTED, catch_sigterm, check_shapes
+
+
+def execute(plan: Plan, directory: Path, workers: int = 1) -> None:
+    """Train every run of the plan that the ledger lacks; returns when all are done or failed.
+
+    A run that another process holds is left to it and waited for. Several workers share out the CPU's cores; an
+    accelerator has one, and so has a job of several processes. SIGTERM saves what is in progress and exits with 75.
+    """
+    for run in plan.runs:
+        check_shapes(run.config, Layout(make_mesh(run.config.mesh), run.config.rules))
+    ledger = begin(plan, directory)
+    if agree(lambda: not pending(plan, ledger)):
+        return
+    if workers == 1 or several() or jax.default_backend() != "cpu":
+        return work(plan, directory)
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    spawn = multiprocessing.get_context("spawn")
+    processes = [spawn.Process(target=_worker, args=(plan, directory, i, cores[i::workers])) for i in range(workers)]
+    with catch_sigterm() as terminated, tqdm(total=len(plan.runs), unit="run", disable=None, position=workers) as bar:
+        for process in processes:
+            process.start()
+        while any(process.is_alive() for process in processes):
+            multiprocessing.connection.wait([p.sentinel for p in processes if p.is_alive()], POLL_SECONDS)
+            bar.update(len(plan.runs) - len(pending(plan, ledger)) - bar.n)
+            if terminated:
+                for process in processes:
+                    process.terminate()
+    if terminated:
+        sys.exit(PREEMPTED)
+    if pending(plan, ledger):
+        sys.exit(max(abs(process.exitcode or 0) for process in processes) or 1)
+
+
+def _worker(plan: Plan, directory: Path, position: int, cores: list[int]) -> None:
+    """Be one process of several: on its own cores, and gone when its parent is."""
+    if cores:
+        os.sched_setaffinity(0, cores)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    try:
+        work(plan, directory, position=position)
+    except BadInput as error:
+        print(f"gptjax: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
