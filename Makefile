@@ -4,18 +4,22 @@ EXTRAS ?= test
 VENV := .venv
 RUN := $(VENV)/bin/
 
-.PHONY: sweep test lint parity install clean
+.PHONY: sweep test lint parity aot install clean
 
 sweep: install
 	$(RUN)gptjax sweep experiments/chinchilla/quick.py --dir runs/quick
 
 test: install lint
-	$(RUN)python -m pytest
+	$(RUN)python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(RUN)ruff check .
 	$(RUN)ruff format --check .
 	$(RUN)mypy
+
+aot: install
+	$(RUN)python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[tpu]'
+	$(RUN)python -m pytest tests/test_estimate.py tests/test_collectives.py
 
 parity: install
 	$(RUN)python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[hf]'

@@ -2,7 +2,7 @@
 
     python benchmarks/dryrun.py [--only WORDS] [--json FILE]
 
-Needs the extra tpu-aot (libtpu; Linux, x86-64) and no TPU. Each pair is compiled by the TPU compiler, one after the
+Needs the extra tpu (libtpu; Linux, x86-64) and no TPU. Each pair is compiled by the TPU compiler, one after the
 other, a few minutes each on two cores; those whose state alone exceeds the memory, and those that the compiler refuses,
 take seconds. Activations are bfloat16, state is float32.
 """

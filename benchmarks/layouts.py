@@ -3,13 +3,14 @@
     python benchmarks/layouts.py [--topology v5e:2x4] [--json FILE]
 
 One model, one batch, one optimizer on eight chips that need not be there: the step is compiled by the TPU compiler (the
-extra tpu-aot) or, with --topology cpu-core:8, by that of simulated CPU devices. Ratios are to eight copies (data=8).
+extra tpu) or, with --topology cpu-core:8, by that of simulated CPU devices. Ratios are to eight copies (data=8).
 """
 
 import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from gptjax.commands.given import writable
 from gptjax.config import RunConfig
 from gptjax.devices import devices
 from gptjax.estimate.estimate import Json, estimate
@@ -53,6 +54,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="sequences a step")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    writable(args.json)
     topology = parse(args.topology, devices())
     print(f"gpt2, {args.batch} sequences of {MODEL.context} a step, {topology.name}")
     print(" | ".join(HEADER))

@@ -5,7 +5,7 @@
     gptjax estimate experiments/pods.py:gpt3_13b --topology '2x v5e:16x16'
     gptjax estimate experiments/pods.py:llama3_8b --topology v6e:16x16
 
-Devices: the slices above; `gptjax estimate` compiles for them on any Linux machine with the extra tpu-aot. Expected:
+Devices: the slices above; `gptjax estimate` compiles for them on any Linux machine with the extra tpu. Expected:
 FITS. Not trained: nobody lent us a pod. Weights, gradients and moments are float32 and split over "fsdp", activations
 are bfloat16, and each layer is computed again for its gradient, from its input alone.
 """

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from gptjax.commands import hardware, laws, training, weights
 from gptjax.commands.given import Run
-from gptjax.errors import BadInput
+from gptjax.errors import BadInput, ending
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,16 +37,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         args = parser().parse_args(argv)
         args.run(args)
-    except BadInput as error:
-        print(f"gptjax: {error}", file=sys.stderr)
-        sys.exit(2)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        print(f"gptjax: {error.filename}: {error.strerror}; check the path and its permissions", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except (BadInput, OSError, KeyboardInterrupt) as error:
+        code, line = ending(error) or (1, str(error))
+        if line:
+            print(f"gptjax: {line}", file=sys.stderr)
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,8 @@ from typing import Any, TypeVar
 
 import jax
 from jax._src import distributed  # the service's key-value store has no public name (jax 0.10, 0.11)
-from jax.experimental import multihost_utils
 
-from gptjax.errors import BadInput
+from gptjax.errors import BadInput, ending
 
 T = TypeVar("T")
 
@@ -36,6 +35,8 @@ GONE = "it is gone, and with it the job's coordinator"
 
 _turns = itertools.count()
 _calls = itertools.count()
+_notices: Any = None  # jax's manager of preemption notices
+_noticed = threading.Event()
 _ended = threading.Event()  # nothing is left for the watch to say
 _handler: Any = None  # kept from the garbage collector, which does not know that C holds it
 
@@ -62,11 +63,13 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
         reason = str(error).partition("\n")[0]
         raise BadInput(f"no job could be joined at {where} ({reason}); check address, port and count") from None
     if several():
+        global _notices  # Orbax would ask it too, counting otherwise than we do, and notices would be lost
+        _notices, distributed.global_state.preemption_sync_manager = (
+            distributed.global_state.preemption_sync_manager,
+            None,
+        )
         _follow_the_coordinator()
         threading.Thread(target=_watch, name="watch", daemon=True).start()
-        counts = gather(jax.local_device_count())  # the first touch of the devices needs every process
-        if is_first():
-            print(f"gptjax: {len(counts)} processes with {counts} devices", file=sys.stderr)
 
 
 def job_settings(given: tuple[str, int, int], env: Mapping[str, str]) -> dict[str, Any] | None:
@@ -143,7 +146,7 @@ def check_same(value: Any, what: str) -> None:
     """Refuse to go on where the processes of a job were given different things."""
     for i, other in enumerate(values := gather(value)):
         if other != values[0]:
-            raise BadInput(f"{what} of process {i} is {other}, and of process 0 {values[0]}; give all the same")
+            raise BadInput(f"{what} of process {i} is not that of process 0; give all processes the same")
 
 
 def meet_when_compiled(jitted: Callable[..., T]) -> Callable[..., T]:
@@ -164,22 +167,27 @@ def meet_when_compiled(jitted: Callable[..., T]) -> Callable[..., T]:
 
 
 def preempted(received: list[int]) -> bool:
-    """Say, once for each call of the training loop, whether to save and stop: at the same call on every process."""
+    """Say whether to save and stop, from the same call of this on every process; all must ask equally often."""
     if not several():
         return bool(received)
-    return multihost_utils.reached_preemption_sync_point(next(_calls))
+    if _notices.reached_sync_point(next(_calls)):
+        _noticed.set()
+    return _noticed.is_set()
 
 
 @contextmanager
 def together() -> Iterator[None]:
     """Run the work of one process of several so that its failure stops the others, and theirs stops it."""
     try:
+        counts = gather(jax.local_device_count())  # the first touch of the devices needs every process
+        if len(counts) > 1 and is_first():
+            print(f"gptjax: {len(counts)} processes with {counts} devices", file=sys.stderr)
         yield
     except BaseException as error:
         if several() and not (isinstance(error, SystemExit) and error.code in (None, 0, PREEMPTED)):
             if _may_be_a_peers(error):
                 time.sleep(2 * SILENT_SECONDS)  # the watch ends this process as soon as it knows which one is gone
-            _stop(*_verdict(error))
+            stop(*_verdict(error))
         _part()
         raise
     _part()
@@ -191,17 +199,16 @@ def _part() -> None:
         gather(None)
         _ended.set()
         next(thread for thread in threading.enumerate() if thread.name == "watch").join()
+        distributed.global_state.preemption_sync_manager = _notices
         jax.distributed.shutdown()
 
 
 def _verdict(error: BaseException) -> tuple[int, str]:
     """Return the exit code and the line for an error; a bug's traceback is printed here."""
-    if isinstance(error, BadInput):
-        return 2, str(error)
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 1, f"it exited with {error.code}"
-    if isinstance(error, KeyboardInterrupt):
-        return 130, "it was interrupted"
+    if end := ending(error):
+        return end[0], end[1] or "it was interrupted"
     traceback.print_exc()
     return 1, f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
@@ -212,38 +219,51 @@ def _may_be_a_peers(error: BaseException) -> bool:
     return isinstance(error, jax.errors.JaxRuntimeError) and not str(error).startswith(own)
 
 
-def _stop(code: int, reason: str) -> None:
-    """Tell the others, print the line if this process is the first to have one, and go without waiting for anybody."""
-    me = distributed.global_state.process_id
+def stop(code: int, reason: str) -> None:
+    """End this process of several with a line, and by it the others, without waiting for anybody."""
     _ended.set()
-    try:
-        _client().key_value_set(STOPPED, json.dumps({"process": me, "code": code, "reason": reason}))
-        print(f"gptjax: {reason}", file=sys.stderr, flush=True)
-    except jax.errors.JaxRuntimeError:  # another was first
-        pass
+    _announce(distributed.global_state.process_id or 0, code, reason)
+    _exit(code, reason)
+
+
+def _announce(process: int, code: int, reason: str) -> None:
+    with suppress(jax.errors.JaxRuntimeError):  # another was first, or the service is gone
+        _client().key_value_set(STOPPED, json.dumps({"process": process, "code": code, "reason": reason}))
+
+
+def _exit(code: int, line: str) -> None:
+    print(f"gptjax: {line}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
     if is_first():
         time.sleep(2 * BEAT_SECONDS)  # the service dies with this process: let the others hear first
     os._exit(code)
 
 
 def _watch() -> None:
-    """Beat; on the first process, look for those that do not; on all, leave when one has stopped."""
+    """Beat; on the first process, look for those that do not; on all, leave when one has stopped.
+
+    Silence is counted in looks and not by a clock, which goes on when the whole job is suspended.
+    """
     client, state = _client(), distributed.global_state
-    heard: dict[str, tuple[str, float]] = {}
+    heard: dict[str, tuple[str, int]] = {}
+    failures = 0
     for beat in itertools.count():
+        stopped = None
         try:
             client.key_value_set(f"gptjax/alive/{state.process_id}", str(beat), allow_overwrite=True)
             if is_first():
-                now = time.monotonic()
                 for key, value in client.key_value_dir_get("gptjax/alive/"):
-                    if heard.get(key, ("", 0.0))[0] != value:
-                        heard[key] = (value, now)
-                    elif now - heard[key][1] > SILENT_SECONDS:
+                    if heard.get(key, ("", 0))[0] != value:
+                        heard[key] = (value, beat)
+                    elif (beat - heard[key][1]) * BEAT_SECONDS > SILENT_SECONDS:
                         _leave(int(key.rpartition("/")[2]), PREEMPTED, f"not heard of for {SILENT_SECONDS:.0f} s")
             stopped = json.loads(client.blocking_key_value_get(STOPPED, int(1000 * BEAT_SECONDS)))
         except jax.errors.JaxRuntimeError as error:
-            gone = "DEADLINE_EXCEEDED" not in str(error)
-            stopped = {"process": 0, "code": PREEMPTED, "reason": GONE} if gone else None
+            failures = failures + 1 if "DEADLINE_EXCEEDED" not in str(error) else 0
+            if failures == 3:
+                stopped = {"process": 0, "code": PREEMPTED, "reason": GONE}
+            elif failures:
+                time.sleep(BEAT_SECONDS)
         if _ended.is_set():
             return
         if stopped:
@@ -253,13 +273,9 @@ def _watch() -> None:
 def _leave(process: int, code: int, reason: str) -> None:
     """End this process because another has stopped."""
     if is_first():
-        with suppress(jax.errors.JaxRuntimeError):  # it is written already
-            _client().key_value_set(STOPPED, json.dumps({"process": process, "code": code, "reason": reason}))
-        time.sleep(2 * BEAT_SECONDS)
-    if process != distributed.global_state.process_id:
-        hint = "; run the same command again" if code == PREEMPTED else ""
-        print(f"gptjax: process {process} stopped: {reason}{hint}", file=sys.stderr, flush=True)
-    os._exit(code)
+        _announce(process, code, reason)
+    hint = "; run the same command again" if code == PREEMPTED else ""
+    _exit(code, f"process {process} stopped: {reason}{hint}")
 
 
 def _follow_the_coordinator() -> None:

@@ -2,9 +2,9 @@
 
 A lease is a folder of numbered files, of which the highest counts: it says who holds the lease, and at which beat. One
 takes it by creating the next number, which one process alone can do (storage.create): no file system needs locks, and
-no clocks are compared. A holder is gone when its process is, if it ran on this machine, and otherwise when its beat has
-been watched to stand still for LEASE_SECONDS. One that was only stalled finds a higher number than its own, and gives
-up.
+no clocks are compared. A holder is gone when its process is known to be, if it ran on this machine, or when its beat
+has been watched to stand still for LEASE_SECONDS. One that was only stalled finds a higher number than its own, and
+gives up.
 """
 
 import json
@@ -62,6 +62,16 @@ def confirm(lease: "Lease | None", what: Path) -> None:
     if not hosts.agree(lambda: lease is not None and lease.held()):
         if hosts.is_first():
             print(f"gptjax: {what} was taken over by another process while this one stood still", file=sys.stderr)
+        raise Lost(hosts.PREEMPTED)
+
+
+def confirm_alone(lease: "Lease | None", what: Path) -> None:
+    """Raise Lost, or stop the whole job, if the lease is another's now; for a thread, where processes cannot meet."""
+    if lease and not lease.held():
+        reason = f"{what} was taken over by another process while this one stood still"
+        if hosts.several():
+            hosts.stop(hosts.PREEMPTED, reason)
+        print(f"gptjax: {reason}", file=sys.stderr)
         raise Lost(hosts.PREEMPTED)
 
 

@@ -1,7 +1,7 @@
 """Which device holds what: a mesh, and rules from the axis names of arrays to the axes of that mesh.
 
 Weights and activations name their dimensions ("embed", "heads", "batch", ...); `Rules` says which mesh axes split each
-name. A new layout is `replace(Rules(), mlp=("fsdp", "tensor"))` and nothing else.
+name. A new layout is `replace(Rules(), embed=("fsdp", "context"))` and nothing else.
 """
 
 import math
@@ -61,8 +61,20 @@ class Layout:
     mesh: Mesh
     rules: Rules
 
+    def __post_init__(self) -> None:
+        for axis, split in asdict(self.rules).items():
+            if unknown := [name for name in _names(split) if name not in self.mesh.shape]:
+                known = ", ".join(self.mesh.shape)
+                raise BadInput(f"rules.{axis} names a mesh axis {unknown[0]!r}; the axes are {known}")
+
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
-        return PartitionSpec(*(getattr(self.rules, axis) if axis else None for axis in axes))
+        splits = [getattr(self.rules, axis) if axis else None for axis in axes]
+        names = [name for split in splits for name in _names(split)]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise BadInput(
+                f"the rules split ({', '.join(filter(None, axes))}) twice by {twice[0]}; use it for one of them"
+            )
+        return PartitionSpec(*splits)
 
     def sharding(self, axes: Sequence[str | None], shape: tuple[int, ...] | None = None) -> NamedSharding:
         """Place an array with these axis names; with a shape, check that it divides."""
@@ -71,13 +83,12 @@ class Layout:
             if split and size % (parts := self.parts(split)):
                 raise BadInput(
                     f"axis {axis} of size {size} is not divisible by its {parts} mesh parts {split}; "
-                    f"change the mesh or make {axis} a multiple of {parts}"
+                    f"change the mesh or make {axis} a multiple of {parts}" + " (vocab_multiple)" * (axis == "vocab")
                 )
         return NamedSharding(self.mesh, spec)
 
     def parts(self, split: Split) -> int:
-        names = (split,) if isinstance(split, str) else split or ()
-        return math.prod(self.mesh.shape[name] for name in names)
+        return math.prod(self.mesh.shape[name] for name in _names(split))
 
     def params(self, axes: Params, shapes: Params) -> Params:
         """Shardings of a tree of weights."""
@@ -91,6 +102,10 @@ class Layout:
     def platform(self) -> str:
         """What the mesh's devices are (cpu, gpu, tpu), which need not be where the program is compiled."""
         return self.mesh.devices.flat[0].platform
+
+
+def _names(split: Split) -> tuple[str, ...]:
+    return (split,) if isinstance(split, str) else split or ()
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
@@ -115,7 +130,7 @@ def mesh_sizes(config: MeshConfig, n_devices: int) -> dict[str, int]:
     known = math.prod(size for size in sizes.values() if size != -1)
     free = [name for name, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise BadInput(f"mesh {sizes} must have sizes of 1 or more and at most one -1")
+        raise BadInput(f"mesh {sizes} must have sizes of 1 or more and at most one -1; data is -1 unless given")
     if n_devices % known or (not free and known != n_devices):
         raise BadInput(f"mesh {sizes} does not cover {n_devices} devices; their product must be {n_devices}")
     return {name: n_devices // known if size == -1 else size for name, size in sizes.items()}

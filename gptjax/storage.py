@@ -16,6 +16,10 @@ from typing import Any, cast
 
 from gptjax.errors import BadInput
 
+if find_spec("fsspec"):
+    import fsspec.config
+
+    fsspec.config.conf["gcs"] = {"use_listings_cache": False}  # other machines write there too
 ABSENT = b"\x02"  # the generation that TensorStore gives to what is not there; an empty one sets no condition
 
 
@@ -30,10 +34,8 @@ def folder(where: str) -> Path:
         raise BadInput(f"{where} is not a folder that Orbax can write; give a directory, or gs://BUCKET/PATH")
     if find_spec("gcsfs") is None:
         raise BadInput(f"{where} needs gcsfs; pip install 'gptjax[gcs]'")
-    import fsspec.config
     from etils import epath
 
-    fsspec.config.conf["gcs"] = {"use_listings_cache": False}  # other machines write there too
     return cast(Path, epath.Path(where))
 
 
@@ -80,6 +82,10 @@ def create(path: Path, data: bytes) -> bool:
         os.link(beside, path)  # unlike a rename it refuses when the name is taken, on NFS too, and needs no lock
     except FileExistsError:
         return beside.stat().st_nlink == 2  # NFS may refuse, when asked again, the link that it has just made
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise BadInput(f"the file system of {path.parent} has no hard links; use another, or gs://") from None
+        raise
     finally:
         beside.unlink()
     return True

@@ -31,17 +31,22 @@ while [[ $# -gt 0 && $1 != -- ]]; do
 done
 [[ $# -ge 2 ]] || fail "no command; put it after --"
 shift
+IFS=, read -ra visible <<< "${CUDA_VISIBLE_DEVICES:-}"
 if [[ -z $gpus ]]; then
-  gpus=$(nvidia-smi --list-gpus 2> /dev/null | wc -l) || true
+  gpus=${#visible[@]}
+  [[ $gpus -ge 1 ]] || gpus=$(nvidia-smi --list-gpus 2> /dev/null | wc -l) || true
   [[ $gpus -ge 1 ]] || fail "nvidia-smi lists no GPU here; say how many with --gpus"
 fi
+[[ ${#visible[@]} -ge 1 ]] || mapfile -t visible < <(seq 0 $((gpus - 1)))
+[[ ${#visible[@]} -ge $gpus ]] || fail "--gpus $gpus is more than CUDA_VISIBLE_DEVICES=$CUDA_VISIBLE_DEVICES; ask for fewer"
+visible=("${visible[@]:0:gpus}")
 
 # Print the assignments that process $1 of the node starts with.
 place() {
   if [[ -n $per_gpu ]]; then
-    echo "CUDA_VISIBLE_DEVICES=$1 GPTJAX_COORDINATOR=localhost:$port GPTJAX_PROCESSES=$gpus GPTJAX_PROCESS=$1"
+    echo "CUDA_VISIBLE_DEVICES=${visible[$1]} GPTJAX_COORDINATOR=localhost:$port GPTJAX_PROCESSES=$gpus GPTJAX_PROCESS=$1"
   else
-    echo "CUDA_VISIBLE_DEVICES=$(seq -s, 0 $((gpus - 1)))"
+    echo "CUDA_VISIBLE_DEVICES=$(IFS=,; echo "${visible[*]}")"
   fi
 }
 

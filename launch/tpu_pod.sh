@@ -76,7 +76,7 @@ install() {
   # The VMs' own Python may be older than 3.11.
   everywhere 'rm -rf gptjax && mkdir gptjax && tar -xzf gptjax.tar.gz -C gptjax && cd gptjax &&
     curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv -q --python 3.12 &&
-    ~/.local/bin/uv pip install -q -c constraints.txt -e ".[tpu]"'
+    ~/.local/bin/uv pip install -q -c constraints.txt -e ".[tpu,gcs]"'
 }
 
 [[ -n $dry_run ]] || command -v gcloud > /dev/null || fail "no gcloud here; install it, or use --dry-run"

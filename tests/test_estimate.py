@@ -28,7 +28,7 @@ from gptjax.train.step import make_programs, token_nats
 TABLE = devices()
 TINY = GPTConfig(vocab_size=512, context=64, d_model=64, n_layers=3, n_heads=4, remat="full", dtype="bfloat16")
 RUN = RunConfig(model=TINY, batch=16, mesh=MeshConfig(data=1, fsdp=4, tensor=2), evaluate=EvalConfig(8, 8))
-LIBTPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu-aot (libtpu)")
+LIBTPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu (libtpu)")
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_a_sweep_takes_a_topology_with_its_dry_run_only(capsys):
 def test_a_missing_compiler_names_its_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     run = replace(RUN, mesh=MeshConfig(data=1, fsdp=-1))
-    with pytest.raises(BadInput, match=r"pip install 'gptjax\[tpu-aot\]'"):
+    with pytest.raises(BadInput, match=r"pip install 'gptjax\[tpu\]'"):
         estimates.estimate(run, parse("v5e:2x2", TABLE))
     answer = estimates.estimate(run, parse("h200:8", TABLE))
     assert answer["fits"] is None and "gptjax[cuda12]" in answer["why"] and not answer["exchanges_compiled"]

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,13 @@ def leave_nothing_running():
         process.kill()
 
 
+def until(what: Callable[[], bool]) -> None:
+    end = time.monotonic() + 300
+    while not what():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
 class Job:
     """`gptjax train` in so many processes, with eight devices in all."""
 
@@ -73,10 +81,7 @@ class Job:
 
     def until(self, step: int) -> None:
         """Wait for the metrics of a step."""
-        end = time.monotonic() + 300
-        while not any(line["step"] >= step for line in read_metrics(self.directory / "metrics.jsonl")):
-            assert time.monotonic() < end and self.processes[0].poll() is None, self.processes[0].communicate()
-            time.sleep(0.05)
+        until(lambda: any(line["step"] >= step for line in read_metrics(self.directory / "metrics.jsonl")))
 
     def end(self) -> list[tuple[int, str]]:
         """Wait for all; return each one's exit code and errors, without what gloo and XLA say."""
@@ -124,13 +129,16 @@ def test_two_processes_give_the_curve_of_one(file, tmp_path, alone):
 def test_one_of_four_is_killed_and_two_continue_the_curve(file, tmp_path, alone):
     job = Job(file, tmp_path / "run", 4)
     job.until(24)
+    until(lambda: (tmp_path / "run" / "checkpoints" / "seals" / "20.json").is_file())
     job.processes[2].kill()
     ends = job.end()
+    before = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["step"] <= 20]
     assert ends[2][0] == -signal.SIGKILL
     for code, errors in ends[:2] + ends[3:]:
         assert code == PREEMPTED
         assert "gptjax: process 2 stopped: not heard of for 10 s; run the same command again" in errors
     assert [code for code, _ in Job(file, tmp_path / "run", 2).end()] == [0, 0]
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[: len(before)] == before  # it went on, and began not anew
     assert_same_curve(curve(tmp_path / "run"), alone)
 
 
@@ -146,7 +154,9 @@ def test_the_death_of_the_first_is_a_line_too(file, tmp_path):
 def test_what_one_refuses_stops_all_with_its_line(file, tmp_path):
     ends = Job(file, tmp_path / "run", 2, own={1: ["--set", "seed=1"]}).end()
     assert [code for code, _ in ends] == [2, 2]
-    assert sum("the digest of run and data of process 1 is" in errors for _, errors in ends) >= 1
+    assert (
+        "gptjax: config, data or jax of process 1 is not that of process 0; give all processes the same" in ends[0][1]
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -155,8 +165,8 @@ def test_a_notice_to_one_saves_all_at_the_same_step(file, tmp_path):
     job.until(8)
     job.processes[1].send_signal(signal.SIGTERM)
     assert [code for code, _ in job.end()] == [PREEMPTED, PREEMPTED]
-    (saved,) = [int(path.stem) for path in (tmp_path / "run" / "checkpoints" / "seals").glob("*.json")][-1:]
-    assert saved >= 8
+    saved = max(int(path.stem) for path in (tmp_path / "run" / "checkpoints" / "seals").glob("*.json"))
+    assert saved == read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["step"] < 4000
 
 
 def test_a_job_is_found_in_the_environment():

@@ -12,6 +12,7 @@ LEVELS = [
     [
         "train.loop",
         "train.export",
+        "train.checks",
         "train.coord_check",
         "sweep.rules",
         "sweep.plan",

@@ -156,7 +156,7 @@ def test_tpu_install_status_and_delete():
     assert flags(install)["--worker"] == "all"
     remote = next(w for w in install if w.startswith("--command=")).removeprefix("--command=")
     assert subprocess.run(["bash", "-n", "-c", remote]).returncode == 0
-    assert {"constraints.txt", ".[tpu]"} <= set(shlex.split(remote))
+    assert {"constraints.txt", ".[tpu,gcs]"} <= set(shlex.split(remote))
     [status] = tpu("status")
     assert status[4:6] == ["describe", "t1"]
     [delete] = tpu("delete")

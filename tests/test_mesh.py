@@ -8,10 +8,12 @@ import numpy as np
 import optax
 import pytest
 
+from gptjax.config import RunConfig
 from gptjax.data.objectives import Batch
 from gptjax.errors import BadInput
 from gptjax.models.gpt import GPTConfig, gpt
 from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh, mesh_sizes, outermost, use
+from gptjax.train.checks import check_shapes
 from gptjax.train.state import abstract_state, new_state
 from gptjax.train.step import train_steps
 
@@ -43,7 +45,7 @@ CASES = {
     "gathered-keys": Case(MeshConfig(data=2, context=4), model=GPT2, segments=True),
     "ring": Case(MeshConfig(data=2, context=4), RING, segments=True),
     "ring-fsdp-tensor": Case(
-        MeshConfig(data=1, fsdp=2, context=2, tensor=2), Rules(keys="context", stream=("context", "tensor")), GPT2
+        MeshConfig(data=1, fsdp=2, context=2, tensor=2), Rules(keys="context", stream=("context", "tensor"))
     ),
     "pipeline": Case(MeshConfig(data=2, pipeline=4), model=GPT2, microbatches=8, segments=True, remat="full"),
     "pipeline-fsdp-tensor": Case(MeshConfig(data=1, pipeline=2, fsdp=2, tensor=2), accumulate=2),
@@ -124,6 +126,30 @@ def test_meshes_cover_their_devices():
     for mesh, match in ((MeshConfig(data=3), "product must be 8"), (MeshConfig(fsdp=-1), "at most one -1")):
         with pytest.raises(BadInput, match=match):
             make_mesh(mesh)
+
+
+def test_rules_that_cannot_be_are_refused():
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    with pytest.raises(BadInput, match=r"rules.mlp names a mesh axis 'tensr'; the axes are data, pipeline"):
+        Layout(mesh, Rules(mlp="tensr"))
+    with pytest.raises(BadInput, match=r"the rules split \(embed, mlp\) twice by fsdp"):
+        Layout(mesh, Rules(mlp=("fsdp", "tensor"))).sharding(("embed", "mlp"))
+    run = RunConfig(model=LLAMA, batch=16, mesh=MeshConfig(data=2, context=2, tensor=2))
+    for rules, match in (
+        (Rules(keys="context", kv_heads=None), "rules.kv_heads None must be rules.heads, 'tensor'"),
+        (Rules(keys="tensor", kv_heads=None, heads=None), "rules.keys 'tensor' must be None or"),
+    ):
+        with pytest.raises(BadInput, match=match):
+            check_shapes(run, Layout(make_mesh(run.mesh), rules))
+    for changes, match in (
+        ({"mesh": MeshConfig(data=1, pipeline=8)}, "n_layers 4 is not divisible by 8 pipeline stages"),
+        ({"mesh": MeshConfig(data=4, pipeline=2)}, "batch of 8 sequences is not divisible by 16 parts"),
+        ({"mesh": MeshConfig(data=1, context=8), "model": replace(LLAMA, attention="cudnn")}, "cudnn cannot split"),
+        ({"mesh": MeshConfig(data=1, tensor=8)}, "not divisible by its 8 mesh parts"),
+    ):
+        run = replace(RunConfig(model=LLAMA, batch=8), **changes)
+        with pytest.raises(BadInput, match=match):
+            check_shapes(run, Layout(make_mesh(run.mesh), run.rules))
 
 
 def test_slices_are_split_by_the_outermost_axes():

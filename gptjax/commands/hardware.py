@@ -36,6 +36,8 @@ def run_estimate(args: argparse.Namespace) -> None:
 
     writable(args.json)
     topology = parse(args.topology, devices(args.devices))
+    if args.search and (args.mesh or args.remat):
+        raise BadInput("--search tries meshes and remat itself; leave out --mesh and --remat, or --search")
     for name in ("batch_tokens", "tokens"):
         given = getattr(args, name)
         if given is not None and not 0 < given < float("inf"):

@@ -65,9 +65,8 @@ def run_train(args: argparse.Namespace) -> None:
     from gptjax.hosts import is_first
     from gptjax.train.loop import train
 
-    config = override(load(args.file, RunConfig, "run"), args.set)
     with in_job(args):
-        result = train(config, args.dir)
+        result = train(override(load(args.file, RunConfig, "run"), args.set), args.dir)
         if result.status == "done" and is_first():
             loss = f"loss {result.loss:.4f} ± {result.loss_se:.4f} nats a token"
             print(f"{loss}, {result.bits_per_byte:.4f} bits a byte: {args.dir}")

@@ -105,8 +105,8 @@ def compiled_here(config: RunConfig, topology: Topology) -> Compiled:
 def _refusal(text: str) -> dict[str, Any]:
     """Read the TPU compiler's refusal, "... HLO temporaries (39.77G) exceeds available HBM (15.75G)"."""
     first = text.strip().splitlines()[0]
-    needed = re.search(r"\(([\d.]+)([KMG])\) exceeds", first)
-    scale = {"K": 2**10, "M": 2**20, "G": 2**30}
+    needed = re.search(r"(?:\(|Used )([\d.]+)([KMGT])(?:\) exceeds| of )", first)
+    scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
     return {"refusal": first, "peak": int(float(needed[1]) * scale[needed[2]]) if needed else 0}
 
 

@@ -33,7 +33,8 @@ def estimate(config: RunConfig, topology: Topology, tokens: float = 0.0) -> Json
 
 
 def memory_of(topology: Topology) -> float:
-    return topology.device.hbm_gib * 2**30
+    """Return the bytes that a program may use: of a GPU, the share that jax takes unless told otherwise."""
+    return topology.device.hbm_gib * 2**30 * (0.75 if topology.platform == "cuda" else 1.0)
 
 
 def account(
@@ -46,7 +47,8 @@ def account(
     exchanges = compiled.exchanges if compiled and not compiled.refusal else expected_exchanges(config, sizes, topology)
     line = roofline(config, topology, sizes, held, exchanges)
     fits, why = verdict(topology, held, compiled)
-    speeds = {"overlapped": line.overlapped, "serial": line.serial, "assumed": line.mfu(1.0) / device.mfu}
+    assumed = max(line.overlapped, line.mfu(1.0) / device.mfu)
+    speeds = {"overlapped": line.overlapped, "serial": line.serial, "assumed": assumed}
     return {
         "topology": topology.name,
         "chips": topology.chips,
@@ -112,7 +114,7 @@ def gib(size: float) -> str:
 def describe(e: Json) -> str:
     """Lay an estimate out on a page."""
     mesh = ", ".join(f"{axis} {size}" for axis, size in e["mesh"].items() if size > 1) or "one chip"
-    said = {True: "FITS", False: "DOES NOT FIT", None: "FITS, PERHAPS"}[e["fits"]]
+    said = {True: "FITS", False: "DOES NOT FIT", None: "NOT COMPILED"}[e["fits"]]
     batch = f"{e['batch_tokens']:,} tokens a step in windows of {e['context']:,}"
     lines = [
         f"{e['params']:,} parameters on {e['topology']} ({e['chips']} chips): {mesh}",

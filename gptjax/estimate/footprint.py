@@ -58,8 +58,9 @@ def check_batch(config: RunConfig, layout: Layout) -> None:
             f"a batch of {config.batch} sequences is not divisible by {parts} (mesh, accumulate and microbatches); "
             f"use {near}, which is --batch-tokens {near * config.model.context}"
         )
-    if config.model.context % (parts := layout.parts(layout.rules.seq)):
-        raise BadInput(f"a context of {config.model.context} is not divisible by its {parts} mesh parts; use fewer")
+    for split in (layout.rules.seq, layout.rules.stream, layout.rules.keys):
+        if config.model.context % (parts := layout.parts(split)):
+            raise BadInput(f"a context of {config.model.context} is not divisible by its {parts} mesh parts; use fewer")
 
 
 def microbatches(config: RunConfig, stages: int) -> int:

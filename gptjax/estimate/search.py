@@ -1,6 +1,7 @@
 """Layouts tried: meshes that divide the chips, by predicted time; the best are compiled until enough of them fit."""
 
 import itertools
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +54,7 @@ def search(
 def candidates(config: RunConfig, topology: Topology) -> list[Candidate]:
     """List the layouts whose state fits, the fastest by design first; those that memory probably refuses come last."""
     room = memory_of(topology)
-    found, last = [], "no mesh divides the chips"
+    found, last, least = [], "no mesh divides the chips", math.inf
     for layout in layouts(config, topology):
         try:
             held = footprint(layout, topology.chips)
@@ -61,7 +62,8 @@ def candidates(config: RunConfig, topology: Topology) -> list[Candidate]:
             last = str(error)
             continue
         if held.state > room:
-            last = f"weights and moments are {held.state / 2**30:,.1f} GiB a chip at best; take more chips"
+            least = min(least, held.state)
+            last = f"weights and moments are {least / 2**30:,.1f} GiB a chip at best; take more chips"
             continue
         sizes = mesh_sizes(layout.mesh, topology.chips)
         line = roofline(layout, topology, sizes, held, expected_exchanges(layout, sizes, topology))
@@ -81,7 +83,8 @@ def layouts(config: RunConfig, topology: Topology) -> Iterator[RunConfig]:
         if chips % (tensor * context * pipeline):
             continue
         rest = chips // (tensor * context * pipeline)
-        for data in {d for d in (1, topology.slices, 2, 4, 8, rest) if rest % d == 0 and d % topology.slices == 0}:
+        slices = topology.slices if topology.platform == "tpu" else 1  # nodes of GPUs may share weights between them
+        for data in {d for d in (1, topology.slices, 2, 4, 8, rest) if rest % d == 0 and d % slices == 0}:
             mesh = MeshConfig(data=data, fsdp=rest // data, tensor=tensor, context=context, pipeline=pipeline)
             for remat in ("none", "dots", "full"):
                 yield replace(config, mesh=mesh, model=replace(model, remat=remat))

@@ -13,6 +13,7 @@ from gptjax.errors import BadInput
 
 NAME = re.compile(r"(?:([1-9]\d*) *x *)?([a-z][\w.-]*):([1-9]\d*(?:x[1-9]\d*)*)")
 TORUS = {"v4": (3, 4096), "v5e": (2, 256), "v5p": (3, 6144), "v6e": (2, 256)}  # dimensions, most chips of a slice
+NODE = 8  # GPUs that NVLink joins
 HINT = "write CHIP:AxB, CHIP:AxBxC or GPU:COUNT, as v5p:8x8x8, 2x v5e:16x16 or h200:8"
 HOPPER = {"sms": 132, "l2": 50 << 20, "ghz": 1.98, "shared_block": 227 << 10, "shared_sm": 228 << 10, "capability": 9}
 AMPERE = {"sms": 108, "l2": 40 << 20, "ghz": 1.41, "shared_block": 163 << 10, "shared_sm": 164 << 10, "capability": 8}
@@ -38,15 +39,15 @@ class Topology:
 
     @property
     def platform(self) -> str:
-        """The compiler for it: tpu, cuda or cpu."""
+        """The compiler for it: tpu, cuda or cpu; empty where none is known."""
         kind = self.device.device_kind
-        return "tpu" if kind.startswith("TPU") else "cuda" if kind.startswith("NVIDIA") else "cpu"
+        return {"TPU": "tpu", "NVIDIA": "cuda", "": "cpu"}.get(kind.partition(" ")[0], "")
 
     @property
     def uncompiled(self) -> str:
         """Say why no compiler serves this hardware here, with the remedy; empty where one does."""
         if self.platform == "tpu" and importlib.util.find_spec("libtpu") is None:
-            return f"{self.name} needs the TPU compiler; pip install 'gptjax[tpu-aot]' (Linux, x86-64)"
+            return f"{self.name} needs the TPU compiler; pip install 'gptjax[tpu]' (Linux, x86-64)"
         if self.platform == "cuda":
             if self.device.name not in GPUS:
                 return f"the CUDA compiler is described {', '.join(GPUS)} here, and not {self.device.name}"
@@ -96,13 +97,16 @@ def parse(text: str, table: dict[str, Device]) -> Topology:
     if chip not in table:
         raise BadInput(f"topology {text!r}: no device is named {chip!r}; the table has {', '.join(table)}")
     topology = Topology(table[chip], shape, int(slices or 1))
-    dimensions, most = TORUS.get(chip, (1, 2**31))
+    dimensions, most = TORUS.get(chip, (1, 2**31 if topology.platform == "cpu" else NODE))
     if topology.platform == "tpu" and chip not in TORUS:
         raise BadInput(f"topology {text!r}: the TPUs known here are {', '.join(TORUS)}; name the row of devices as one")
     if len(shape) != dimensions:
         raise BadInput(f"topology {text!r}: {chip} has {dimensions} dimension{'s' * (dimensions > 1)}; {HINT}")
+    if not topology.platform:
+        raise BadInput(f"topology {text!r}: no compiler is known for {topology.device.device_kind!r}; use predict")
     if math.prod(shape) > most:
-        raise BadInput(f"topology {text!r}: a slice of {chip} has at most {most:,} chips; write 2x for two slices")
+        many = f"{-(-math.prod(shape) // most)}x {chip}:{most}" if dimensions == 1 else f"2x {chip}:..."
+        raise BadInput(f"topology {text!r}: {chip} has at most {most:,} chips in a slice or node; write {many}")
     if topology.slices > 1 and not topology.device.network_gb_per_s:
         raise BadInput(f"topology {text!r}: the table has no network_gb_per_s for {chip}; add that column")
     return topology

@@ -61,16 +61,8 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        for name in (
-            "n_kv_heads",
-            "d_head",
-            "d_mlp",
-            "init_std",
-            "logit_cap",
-            "mup_width",
-            "mup_depth",
-            "microbatches",
-        ):
+        sizes = ("n_kv_heads", "d_head", "d_mlp", "mup_width", "mup_depth", "microbatches")
+        for name in (*sizes, "init_std", "logit_cap"):
             if getattr(self, name) < 0:
                 raise BadInput(f"{name} = {getattr(self, name)} must be at least 0")
         for name in ("vocab_size", "context", "d_model", "n_layers", "n_heads", "vocab_multiple"):
@@ -149,7 +141,7 @@ class Block(nnx.Module):
     def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
         if self.config.norm_place == "post":
             x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, segments_BT))
-            return self.mlp_norm(x_BTD + self.mlp(x_BTD))
+            return constrain(self.mlp_norm(x_BTD + self.mlp(x_BTD)), "batch", "stream", None)
         branch = self.config.branch_scale
         x_BTD = x_BTD + scaled(self.attention(self.attention_norm(x_BTD), segments_BT), branch)
         x_BTD = x_BTD + scaled(self.mlp(self.mlp_norm(x_BTD)), branch)

@@ -61,12 +61,12 @@ def pipeline(
     if rows % microbatches:
         raise BadInput(f"a batch of {rows} rows is not divisible by {microbatches} microbatches; use a divisor")
 
-    def cut(x: jax.Array) -> jax.Array:  # every microbatch takes rows from everywhere: what is split stays split
-        parts = x.reshape(rows // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
-        return jnp.concatenate([parts, jnp.zeros((stages - 1, *parts.shape[1:]), x.dtype)])
+    def split(x: jax.Array) -> jax.Array:  # every microbatch takes rows from everywhere: what is split stays split
+        cut = x.reshape(rows // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
+        return jnp.concatenate([cut, jnp.zeros((stages - 1, *cut.shape[1:]), x.dtype)])
 
     weights = jax.tree.map(lambda w: w.reshape(stages, w.shape[0] // stages, *w.shape[1:]), weights)
-    inputs = jax.tree.map(cut, (x_BTD, *args))
+    inputs = jax.tree.map(split, (x_BTD, *args))
     held = jax.tree.map(lambda x: jnp.zeros((stages, *x.shape[1:]), x.dtype), inputs)
     work = jax.vmap(stage, spmd_axis_name=layout.rules.layers)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from gptjax import storage
 from gptjax.data.loader import open_stores
 from gptjax.errors import BadInput
-from gptjax.hosts import agree, is_first
+from gptjax.hosts import agree, is_first, preempted
 from gptjax.leases import Lease, Lost, confirm
 from gptjax.question import fingerprint
 from gptjax.sweep.ledger import Ledger, Row
@@ -106,7 +106,7 @@ def work(plan: Plan, directory: Path, only: Collection[str] | None = None, posit
                 if name:
                     finish(runs[name], ledger, directory, position, lease)
                     mine.add(name)
-            if agree(lambda: bool(terminated)):
+            if preempted(terminated):
                 raise Preempted(PREEMPTED)
 
 

@@ -11,11 +11,12 @@ import jax
 from tqdm import tqdm
 
 from gptjax.errors import BadInput
-from gptjax.hosts import agree, several
+from gptjax.hosts import PREEMPTED, agree, several
 from gptjax.sharding import Layout, make_mesh
 from gptjax.sweep.execute import POLL_SECONDS, begin, pending, work
 from gptjax.sweep.plan import Plan
-from gptjax.train.loop import PREEMPTED, catch_sigterm, check_shapes
+from gptjax.train.checks import check_shapes
+from gptjax.train.loop import catch_sigterm
 
 
 def execute(plan: Plan, directory: Path, workers: int = 1) -> None:
@@ -46,7 +47,8 @@ def execute(plan: Plan, directory: Path, workers: int = 1) -> None:
     if terminated:
         sys.exit(PREEMPTED)
     if pending(plan, ledger):
-        sys.exit(max(abs(process.exitcode or 0) for process in processes) or 1)
+        codes = {process.exitcode for process in processes}
+        sys.exit(next((code for code in (2, 130, PREEMPTED) if code in codes), 1))
 
 
 def _worker(plan: Plan, directory: Path, position: int, cores: list[int]) -> None:

@@ -46,7 +46,8 @@ def run_sweep(sweep: SweepConfig, directory: Path, execute: Executor) -> Path:
         execute(plan, directory)
         agree(partial(judge, run, directory))
         agree(partial(write_tables, plan, directory))
-    return Path(agree(lambda: str(publish(sweep, plan, directory, began))))
+    agree(partial(publish, sweep, plan, directory, began))
+    return directory / "report.html"
 
 
 def foresee(sweep: SweepConfig, directory: Path) -> float | None:
@@ -72,12 +73,12 @@ def judge(run: PlannedRun, directory: Path) -> None:
         score(directory / "prediction.json", row["loss"], run.params, run.tokens)
 
 
-def publish(sweep: SweepConfig, plan: Plan, directory: Path, began: float) -> Path:
+def publish(sweep: SweepConfig, plan: Plan, directory: Path, began: float) -> None:
     """Write the facts and the report."""
     manifests = [store.manifest for store in open_stores(sweep.base.data)]
     write_facts(sweep, plan, directory, manifests, time.perf_counter() - began)
     with tqdm(total=SWEEPS, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
-        return write_report(directory, done=bar.update)
+        write_report(directory, done=bar.update)
 
 
 def write_tables(cells: Plan, directory: Path) -> None:
@@ -86,7 +87,7 @@ def write_tables(cells: Plan, directory: Path) -> None:
     runs = [table_row(rows[run.name], run.params, cells.convention) for run in cells.runs if run.name in rows]
     write_file(directory / "runs.csv", to_csv(runs))
     curves: list[Row] = []
-    for run in cells.runs:
+    for run in (run for run in cells.runs if run.name in rows):
         lines = read_metrics(directory / "runs" / run.name / "metrics.jsonl")
         per_token = rows[run.name]["flops_per_token"][cells.convention] if "flops_per_token" in rows[run.name] else 0.0
         tokens, losses = thin_curve(lines)

@@ -5,6 +5,7 @@ Every node imports gptjax from where this machine does, and shares the sweep's d
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -68,6 +69,7 @@ def execute(plan: Plan, directory: Path, resources: Resources) -> None:
 def _cluster(resources: Resources) -> Iterator[None]:
     """Connect to the cluster, or start one; BadInput if there is none, or none large enough here."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    on_sigterm = signal.getsignal(signal.SIGTERM)  # Ray puts its own there, and leaves it
     try:
         if resources.address:
             ray.init(resources.address, logging_level=logging.ERROR)
@@ -81,9 +83,12 @@ def _cluster(resources: Resources) -> Iterator[None]:
         for name, asked in {"CPU": resources.cpus, "GPU": resources.gpus, **resources.custom}.items():
             if here and asked > here.get(name, 0):
                 raise BadInput(f"a run asks for {asked:g} {name}; this machine has {here.get(name, 0):g}: ask for less")
+        if not resources.gpus and ray.cluster_resources().get("GPU"):
+            print("gptjax: there are GPUs and a run asks for none; --resource gpus=1 gives it one", file=sys.stderr)
         yield
     finally:
         ray.shutdown()
+        signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _train(directory: Path, name: str, cpus: int, trunk: None = None) -> None:

@@ -229,7 +229,7 @@ def kept(losses: dict[int, float | None], save: SaveConfig) -> set[int]:
 class Checkpoints:
     """The checkpoints of one run: `save` returns at once, leaving the block waits for what is being written.
 
-    `still_ours` raises what is to be raised when another process has taken over the run and its directory.
+    `still_ours`, called on a thread of the first process, ends what another process has taken over.
     """
 
     def __init__(self, directory: Path, save: SaveConfig, still_ours: Callable[[], None] = lambda: None) -> None:
@@ -249,7 +249,8 @@ class Checkpoints:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.wait()
+            if kind is None or not hosts.several():  # else peers may be elsewhere, and nobody may wait for them
+                self.wait()
         finally:
             self.thread.shutdown()
             with suppress(Exception):  # it says again what `wait` has said
@@ -274,13 +275,13 @@ class Checkpoints:
             return
         hosts.agree(lambda: self._delete(step))  # what a process that lost this run to us may have written meanwhile
         chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), state)
-        self._or_say(step, lambda: self.manager.save(step, args=ocp.args.StandardSave(state, save_args=chunked)))
 
-        def finish() -> None:
-            self._or_say(step, lambda: self._seal(step, loss))
+        def write() -> None:
+            if not self.manager.save(step, args=ocp.args.StandardSave(state, save_args=chunked)):
+                raise OSError(f"Orbax declines step {step}; its newest is {self.manager.latest_step()}")
 
-        # Processes meet to seal, and may meet in their main threads only: with many, a step is sealed by the next call.
-        self.finish = finish if hosts.several() else self.thread.submit(finish).result
+        self._or_say(step, write)
+        self.finish = self.thread.submit(lambda: self._or_say(step, lambda: self._seal(step, loss))).result
         self.newest = step
 
     def wait(self) -> None:
@@ -293,8 +294,7 @@ class Checkpoints:
         try:
             write()
         except Exception as error:
-            if not hosts.several():
-                self.still_ours()
+            self.still_ours()
             intact = next(iter(sealed_steps(self.directory)), None)
             good = "no step is" if intact is None else f"step {intact} is"
             raise BadInput(
@@ -303,17 +303,22 @@ class Checkpoints:
             ) from error
 
     def _seal(self, step: int, loss: float | None) -> None:
-        """Wait for a step, write its seal, then delete what need not be kept any more."""
+        """Wait until every process has written a step; on the first write its seal, and delete what is not kept.
+
+        This runs in a thread, where processes cannot meet: the first reads all files.
+        """
         self.manager.wait_until_finished()
-        seal = {"files": _digests(self.directory / str(step)), "loss": loss}
-        self.still_ours()
-        hosts.agree(lambda: write_json(seal_of(self.directory, step), seal))
-        hosts.agree(self._retain)
+        if hosts.is_first():
+            path = self.directory / str(step)
+            seal = {"files": {name: _digest(path / name) for name in all_names(path)}, "loss": loss}
+            self.still_ours()
+            write_json(seal_of(self.directory, step), seal)
+            self._retain()
 
     def _retain(self) -> None:
         seals = {step: _read_seal(seal_of(self.directory, step)) for step in written_steps(self.directory)}
         losses = {step: seal["loss"] for step, seal in seals.items() if not isinstance(seal, str)}
-        for step in seals.keys() - kept(losses, self.config):
+        for step in losses.keys() - kept(losses, self.config):
             self._delete(step)
 
     def _delete(self, step: int) -> None:

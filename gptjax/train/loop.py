@@ -4,13 +4,11 @@ A run's directory: config.json, env.json, lease/, metrics.jsonl, checkpoints/, t
 done.
 """
 
-import importlib.metadata
-import importlib.util
 import itertools
-import platform
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,19 +17,18 @@ import jax
 import numpy as np
 
 from gptjax import hosts
-from gptjax.config import RunConfig, from_json, load_config, to_json
+from gptjax.config import RunConfig, from_json, to_json
 from gptjax.data.loader import Loader, open_stores, prefetch
 from gptjax.data.store import TokenStore
-from gptjax.errors import BadInput
-from gptjax.files import plain, read_json, write_json
+from gptjax.files import plain, write_json
 from gptjax.hosts import PREEMPTED
-from gptjax.leases import Lease, confirm, hold
-from gptjax.question import fingerprint
+from gptjax.leases import Lease, confirm, confirm_alone
 from gptjax.sharding import Layout, make_mesh
-from gptjax.train.checkpoint import Checkpoints, damage, restore
+from gptjax.train.checkpoint import Checkpoints, restore
+from gptjax.train.checks import check_origins, check_shapes, claim
 from gptjax.train.metrics import Diverged, Log, MetricsWriter
 from gptjax.train.optim import learning_rates, without_schedule
-from gptjax.train.result import Evals, Result, data_digest, device_name, read_result, summarize
+from gptjax.train.result import Evals, Result, data_digest, read_result, summarize
 from gptjax.train.state import TrainState
 from gptjax.train.step import Programs, make_programs
 from gptjax.train.validation import Validation, evaluate
@@ -56,14 +53,16 @@ def train(config: RunConfig, directory: Path, *, position: int = 0, lease: Lease
         layout = Layout(make_mesh(config.mesh), config.rules)
         check_shapes(config, layout)
         stores = open_stores(config.data)
-        hosts.check_same([fingerprint(config), data_digest(stores)], "the digest of run and data")
+        alike = replace(config, trackers=(), data=replace(config.data, cache=""))  # in all that they compute together
+        hosts.check_same([to_json(alike), data_digest(stores), jax.__version__], "config, data or jax")
         check_origins(config, directory, stores)
         loader = make_loader(config, stores)
         settings = (without_schedule(config.optim), layout, config.z_loss, config.accumulate)
         programs = make_programs(config.model, *settings)
         validation = [Validation.of(store, config, programs) for store in stores]
-        still_ours = partial(confirm, stack.enter_context(claim(directory, config, stores, lease)), directory)
-        checkpoints = stack.enter_context(Checkpoints(directory / "checkpoints", config.save, still_ours))
+        mine = stack.enter_context(claim(directory, config, stores, lease)), directory
+        saving = Checkpoints(directory / "checkpoints", config.save, partial(confirm_alone, *mine))
+        checkpoints = stack.enter_context(saving)
         state, first = start(config, directory, checkpoints, programs)
         metrics = stack.enter_context(closing(MetricsWriter(directory, first, config)))
         log = stack.enter_context(Log(config, stores[0], metrics, first, position))
@@ -82,7 +81,7 @@ def train(config: RunConfig, directory: Path, *, position: int = 0, lease: Lease
                     log.evals(step, evals)
                 stop = hosts.preempted(preempted) and step < config.steps
                 if due(step, config.save.every) or step in config.save.at or step == config.steps or stop:
-                    still_ours()
+                    confirm(*mine)
                     log.flush()  # no step is saved whose metrics are not
                     metrics.flush()
                     checkpoints.save(step, state, loss)
@@ -94,7 +93,7 @@ def train(config: RunConfig, directory: Path, *, position: int = 0, lease: Lease
         except Diverged as error:
             step, reason, evals = log.step, str(error), {}
         checkpoints.wait()
-        still_ours()
+        confirm(*mine)
         metrics.flush()
         result = summarize(config, stores, loader, step, evals, reason, log.seconds)
         hosts.agree(lambda: write_json(directory / "result.json", plain(result)))
@@ -127,74 +126,6 @@ def start(config: RunConfig, directory: Path, checkpoints: Checkpoints, programs
 def make_loader(config: RunConfig, stores: tuple[TokenStore, ...]) -> Loader:
     weights = tuple(source.weight for source in config.data.sources)
     return Loader(stores, weights, config.batch, config.model.context, config.seed, config.data.separate_documents)
-
-
-def check_shapes(config: RunConfig, layout: Layout) -> None:
-    """Refuse what shapes and machine rule out, before any data is read."""
-    if "wandb" in config.trackers and importlib.util.find_spec("wandb") is None:
-        raise BadInput("tracker wandb is not installed; pip install 'gptjax[track]'")
-    rules, model = layout.rules, config.model
-    stages = layout.parts(rules.layers)
-    if model.n_layers % stages:
-        raise BadInput(f"n_layers {model.n_layers} is not divisible by {stages} pipeline stages; use a divisor")
-    microbatches = (model.microbatches or 2 * stages) if stages > 1 else 1
-    parts = layout.parts(rules.batch) * microbatches
-    what = f"the mesh's {parts} parts" if stages == 1 else f"{parts} parts, the mesh's in {microbatches} microbatches"
-    for name, rows in (("batch", config.batch // config.accumulate), ("evaluate.batch", config.evaluate.batch)):
-        if rows % parts:
-            near = -(-rows // parts) * parts
-            raise BadInput(f"{name} of {rows} sequences is not divisible by {what}; use {near}")
-    for axis in ("seq", "stream", "keys"):
-        if (T := model.context) % (parts := layout.parts(getattr(rules, axis))):
-            raise BadInput(f"context {T} is not divisible by the {parts} parts of rules.{axis}; change mesh or context")
-    if layout.parts(rules.keys) > 1 and rules.keys != rules.seq:
-        raise BadInput(f"rules.keys {rules.keys!r} must be None or, for ring attention, rules.seq, {rules.seq!r}")
-    if model.attention == "cudnn" and layout.parts(rules.seq) > 1:
-        raise BadInput("attention = cudnn cannot split positions; use auto, or a mesh with context = 1")
-
-
-def check_origins(config: RunConfig, directory: Path, stores: tuple[TokenStore, ...]) -> None:
-    """Refuse a tokenizer larger than the model, and a checkpoint to begin with that is not there."""
-    vocab = stores[0].tokenizer.vocab_size
-    if vocab > config.model.vocab_size:
-        raise BadInput(
-            f"model.vocab_size {config.model.vocab_size} is below the tokenizer's {vocab}; set it to {vocab}"
-        )
-    if config.init_from and not (directory / "checkpoints").is_dir():
-        origin = directory.parent / config.init_from.run / "checkpoints"
-        if wrong := damage(origin, config.init_from.step):
-            raise BadInput(f"init_from: checkpoint {origin / str(config.init_from.step)} {wrong}; train that run first")
-
-
-@contextmanager
-def claim(
-    directory: Path, config: RunConfig, stores: tuple[TokenStore, ...], lease: Lease | None
-) -> Iterator[Lease | None]:
-    """Hold a directory as this run's own; refuse one that holds another run, this one on other data, or is in use.
-
-    Gives the lease that the first process holds: the one given, or a new one.
-    """
-    if not hosts.is_first():
-        yield None
-        return
-    path, env = directory / "config.json", directory / "env.json"
-    if path.is_file() and fingerprint(load_config(path)) != fingerprint(config):
-        raise BadInput(f"{directory} holds a run of another config; use a new --dir")
-    environment = {
-        "data_digest": data_digest(stores),
-        "device": device_name(),
-        "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")},
-    }
-    if env.is_file() and read_json(env)["data_digest"] != environment["data_digest"]:
-        raise BadInput(f"{directory} was begun on other data than {config.data.sources}; use a new --dir")
-    directory.mkdir(parents=True, exist_ok=True)
-    with nullcontext(lease) if lease else hold(directory / "lease", watch=True) as held:
-        if held is None:
-            raise BadInput(f"{directory} is being trained by another process; wait for it or use a new --dir")
-        write_json(env, environment)
-        write_json(path, to_json(config))
-        yield held
 
 
 @contextmanager

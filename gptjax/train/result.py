@@ -12,6 +12,7 @@ from gptjax.data.loader import Loader
 from gptjax.data.store import TokenStore
 from gptjax.errors import BadInput
 from gptjax.files import read_json
+from gptjax.hosts import is_first
 from gptjax.models.count import count, flops_per_token
 from gptjax.question import fingerprint
 
@@ -71,7 +72,7 @@ def summarize(
 ) -> Result:
     """Gather what the run gave by `step`; losses of a mixture are weighted as its sources are. A reason: it failed."""
     epochs = loader.epochs(step)
-    if epochs > 1:
+    if epochs > 1 and is_first():
         print(f"{step} steps read the data {epochs:.1f} times over: not a law of fresh data", file=sys.stderr)
     share = np.asarray(loader.weights) / sum(loader.weights)
 

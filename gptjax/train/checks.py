@@ -1,0 +1,104 @@
+"""What a run may not be, said before it begins, and the claim on its directory."""
+
+import importlib.metadata
+import importlib.util
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import jax
+
+from gptjax import hosts
+from gptjax.config import RunConfig, load_config, to_json
+from gptjax.data.store import TokenStore
+from gptjax.errors import BadInput
+from gptjax.files import read_json, write_json
+from gptjax.leases import Lease, hold
+from gptjax.models.gpt import gpt
+from gptjax.question import fingerprint
+from gptjax.sharding import Layout
+from gptjax.train.checkpoint import damage
+from gptjax.train.result import data_digest, device_name
+
+
+def check_shapes(config: RunConfig, layout: Layout) -> None:
+    """Refuse what shapes and machine rule out, before any data is read."""
+    if "wandb" in config.trackers and importlib.util.find_spec("wandb") is None:
+        raise BadInput("tracker wandb is not installed; pip install 'gptjax[track]'")
+    rules, model = layout.rules, config.model
+    stages = layout.parts(rules.layers)
+    if model.n_layers % stages:
+        raise BadInput(f"n_layers {model.n_layers} is not divisible by {stages} pipeline stages; use a divisor")
+    microbatches = (model.microbatches or 2 * stages) if stages > 1 else 1
+    parts = layout.parts(rules.batch) * microbatches
+    what = f"the mesh's {parts} parts" if stages == 1 else f"{parts} parts, the mesh's in {microbatches} microbatches"
+    for name, rows in (("batch", config.batch // config.accumulate), ("evaluate.batch", config.evaluate.batch)):
+        if rows % parts:
+            near = -(-rows // parts) * parts
+            raise BadInput(f"{name} of {rows} sequences is not divisible by {what}; use {near}")
+    weights = gpt(model)
+    layout.params(weights.axes, jax.eval_shape(weights.init, jax.random.key(0)))
+    for axis in ("seq", "stream", "keys"):
+        if (T := model.context) % (parts := layout.parts(getattr(rules, axis))):
+            raise BadInput(f"context {T} is not divisible by the {parts} parts of rules.{axis}; change mesh or context")
+    if layout.parts(rules.keys) > 1 and model.kv_heads > 1 and rules.heads != rules.kv_heads:
+        raise BadInput(f"rules.kv_heads {rules.kv_heads!r} must be rules.heads, {rules.heads!r}, where keys are split")
+    if layout.parts(rules.keys) > 1 and rules.keys != rules.seq:
+        raise BadInput(f"rules.keys {rules.keys!r} must be None or, for ring attention, rules.seq, {rules.seq!r}")
+    if model.attention == "cudnn" and layout.parts(rules.seq) > 1:
+        raise BadInput("attention = cudnn cannot split positions; use auto, or a mesh with context = 1")
+
+
+def check_origins(config: RunConfig, directory: Path, stores: tuple[TokenStore, ...]) -> None:
+    """Refuse a tokenizer larger than the model, and a checkpoint to begin with that is not there."""
+    vocab = stores[0].tokenizer.vocab_size
+    if vocab > config.model.vocab_size:
+        raise BadInput(
+            f"model.vocab_size {config.model.vocab_size} is below the tokenizer's {vocab}; set it to {vocab}"
+        )
+    if config.init_from and not hosts.agree(lambda: (directory / "checkpoints").is_dir()):
+        origin = directory.parent / config.init_from.run / "checkpoints"
+        if wrong := damage(origin, config.init_from.step):
+            raise BadInput(f"init_from: checkpoint {origin / str(config.init_from.step)} {wrong}; train that run first")
+
+
+@contextmanager
+def claim(
+    directory: Path, config: RunConfig, stores: tuple[TokenStore, ...], lease: Lease | None
+) -> Iterator[Lease | None]:
+    """Hold a directory as this run's own; refuse one that holds another run, this one on other data, or is in use.
+
+    Gives the lease that the first process holds: the one given, or a new one.
+    """
+    if not hosts.is_first():
+        check_shared(directory)
+        yield None
+        return
+    path, env = directory / "config.json", directory / "env.json"
+    if path.is_file() and fingerprint(load_config(path)) != fingerprint(config):
+        raise BadInput(f"{directory} holds a run of another config; use a new --dir")
+    environment = {
+        "data_digest": data_digest(stores),
+        "device": device_name(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")},
+    }
+    if env.is_file() and read_json(env)["data_digest"] != environment["data_digest"]:
+        raise BadInput(f"{directory} was begun on other data than {config.data.sources}; use a new --dir")
+    directory.mkdir(parents=True, exist_ok=True)
+    with nullcontext(lease) if lease else hold(directory / "lease", watch=True) as held:
+        if held is None:
+            raise BadInput(f"{directory} is being trained by another process; wait for it or use a new --dir")
+        write_json(env, environment)
+        write_json(path, to_json(config))
+        check_shared(directory)
+        yield held
+
+
+def check_shared(directory: Path) -> None:
+    """Refuse a directory that other processes of the job do not see."""
+    hosts.gather(None)  # the first has written it
+    for i, seen in enumerate(hosts.gather((directory / "config.json").is_file())):
+        if not seen:
+            raise BadInput(f"{directory} of process 0 is not there for process {i}; give a directory that all share")
