@@ -143,9 +143,10 @@ class Block(nnx.Module):
             x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, segments_BT))
             return constrain(self.mlp_norm(x_BTD + self.mlp(x_BTD)), "batch", "stream", None)
         branch = self.config.branch_scale
-        x_BTD = x_BTD + scaled(self.attention(self.attention_norm(x_BTD), segments_BT), branch)
-        x_BTD = x_BTD + scaled(self.mlp(self.mlp_norm(x_BTD)), branch)
-        return constrain(x_BTD, "batch", "stream", None)
+        h_BTD = constrain(self.attention_norm(x_BTD), "batch", "seq", None)
+        x_BTD = x_BTD + scaled(constrain(self.attention(h_BTD, segments_BT), "batch", "stream", None), branch)
+        h_BTD = constrain(self.mlp_norm(x_BTD), "batch", "seq", None)
+        return x_BTD + scaled(constrain(self.mlp(h_BTD), "batch", "stream", None), branch)
 
 
 class GPT(nnx.Module):

@@ -155,7 +155,8 @@ class Attention(nnx.Module):
             q, k = (rope(a, positions, c.rope_theta, c.rope_scaling) for a in (q, k))
         q = constrain(q, "batch", "seq", "heads", None)
         k, v = (constrain(a, "batch", "keys", "kv_heads", None) for a in (k, v))
-        return self.out(attend(q, k, v, segments_BT, c.attention, c.attention_scale))
+        seen = attend(q, k, v, segments_BT, c.attention, c.attention_scale)
+        return self.out(constrain(seen, "batch", "seq", "heads", None))  # its gradient too, else scores are exchanged
 
 
 class MLP(nnx.Module):
