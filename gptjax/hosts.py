@@ -186,7 +186,7 @@ def together() -> Iterator[None]:
     except BaseException as error:
         if several() and not (isinstance(error, SystemExit) and error.code in (None, 0, PREEMPTED)):
             if _may_be_a_peers(error):
-                time.sleep(2 * SILENT_SECONDS)  # the watch ends this process as soon as it knows which one is gone
+                time.sleep(3 * SILENT_SECONDS + 30)  # the watch ends this process once it knows which one is gone
             stop(*_verdict(error))
         _part()
         raise
