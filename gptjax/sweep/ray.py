@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -88,7 +89,8 @@ def _cluster(resources: Resources) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-        signal.signal(signal.SIGTERM, on_sigterm)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, on_sigterm)
 
 
 def _train(directory: Path, name: str, cpus: int, trunk: None = None) -> None:
