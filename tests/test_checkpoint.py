@@ -165,6 +165,23 @@ def test_strays_and_halves_do_no_harm(tmp_path):
     assert not list(tmp_path.glob("*tmp*")) and (tmp_path / "notes.txt").exists()
 
 
+def test_a_process_still_busy_with_a_half_written_step_does_no_harm(tmp_path, monkeypatch):
+    half = tmp_path / "2.orbax-checkpoint-tmp" / "default.orbax-checkpoint-tmp"
+    half.mkdir(parents=True)
+    really_remove = shutil.rmtree
+
+    def finished_meanwhile(path):
+        if half.exists():
+            half.rename(tmp_path / "2")
+            raise FileNotFoundError(2, "No such file or directory", half.name)
+        really_remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", finished_meanwhile)
+    with Checkpoints(tmp_path, SAVE) as checkpoints:
+        checkpoints.save(2, W)
+    assert damage(tmp_path, 2) is None
+
+
 def test_a_step_is_sealed_while_the_run_goes_on(tmp_path):
     with Checkpoints(tmp_path, SAVE) as checkpoints:
         checkpoints.save(1, W)

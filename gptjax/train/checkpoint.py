@@ -31,6 +31,7 @@ from gptjax.files import read_json, write_json
 from gptjax.storage import absolute, all_names, remove, url_of
 
 CHUNK = 8 * 2**20  # bytes: the least that is read of an array
+UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder until Orbax has written all of it
 
 
 class Unreadable(Exception):
@@ -235,10 +236,9 @@ class Checkpoints:
     def __init__(self, directory: Path, save: SaveConfig, still_ours: Callable[[], None] = lambda: None) -> None:
         self.directory, self.config, self.still_ours = absolute(directory), save, still_ours
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # a failed save is a line of ours, not pages of Orbax's
-        hosts.agree(lambda: (self.directory / "seals").mkdir(parents=True, exist_ok=True))
+        hosts.agree(self._make_ready)
         self.newest = newest_intact(self.directory, self._delete)  # what is discarded is written anew
-        options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)  # it keeps all; `_retain` deletes
-        self.manager = ocp.CheckpointManager(self.directory, options=options)
+        self.manager = ocp.CheckpointManager(self.directory)  # it keeps all; `_retain` deletes
         self.thread = ThreadPoolExecutor(1)
         self.finish: Callable[[], None] | None = None
 
@@ -314,6 +314,13 @@ class Checkpoints:
             self.still_ours()
             write_json(seal_of(self.directory, step), seal)
             self._retain()
+
+    def _make_ready(self) -> None:
+        """Make the folders, and clear what a killed save left; a process that wakes may still be busy with it."""
+        (self.directory / "seals").mkdir(parents=True, exist_ok=True)
+        for left in self.directory.glob(f"*{UNFINISHED}*"):
+            with suppress(OSError):
+                remove(left)
 
     def _retain(self) -> None:
         seals = {step: _read_seal(seal_of(self.directory, step)) for step in written_steps(self.directory)}
