@@ -128,13 +128,16 @@ def test_grouped_queries_are_heads_that_share_keys_and_values():
     assert_close(logits_of(full, repeated, tokens), logits_of(replace(full, n_kv_heads=0), repeated, tokens))
 
 
+@pytest.mark.parametrize("positions", [T, 150, 700])  # on a CPU: one block, blocks of 64, of 88 with a short last one
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["whole", "segments"])
-def test_attend_is_jax_dot_product_attention(n_kv_heads, segments):
+@pytest.mark.parametrize("documents", [False, True], ids=["whole", "segments"])
+def test_attend_is_jax_dot_product_attention(positions, n_kv_heads, documents):
     q, k, v = (
-        jax.random.normal(jax.random.key(i), (2, T, heads, 8)) for i, heads in enumerate((4, n_kv_heads, n_kv_heads))
+        jax.random.normal(jax.random.key(i), (2, positions, heads, 8))
+        for i, heads in enumerate((4, n_kv_heads, n_kv_heads))
     )
-    segments = None if segments is None else jnp.tile(segments, (2, 1))
+    starts = jax.random.bernoulli(jax.random.key(3), 0.1, (2, positions))
+    segments = jnp.cumsum(starts, axis=1) if documents else None
     mask = None if segments is None else (segments[:, None, :, None] == segments[:, None, None, :])
 
     def reference(q, k, v):

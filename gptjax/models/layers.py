@@ -3,6 +3,7 @@
 Shapes: B batch, T target positions, S source positions, D embed, N heads, G key/value heads, K head, F mlp.
 """
 
+import itertools
 from collections.abc import Callable
 from math import prod, sqrt
 from typing import Literal
@@ -105,29 +106,34 @@ def attend(
     if implementation == "auto":
         fused = platform() == "gpu" and q_BTNK.dtype == jnp.bfloat16 and q_BTNK.shape[-1] % 8 == 0 and not split
         implementation = "cudnn" if fused else "xla"
-    mask = None
-    if segments_BT is not None:
-        mask = (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
-    if implementation == "cudnn" or platform() != "cpu" or split:
-        return jax.nn.dot_product_attention(
-            q_BTNK, k_BSGK, v_BSGK, mask=mask, is_causal=True, scale=scale, implementation=implementation
-        )
-    return _attend_batched(q_BTNK, k_BSGK, v_BSGK, mask, scale)
+    if platform() == "cpu" and implementation == "xla" and not split:
+        return _attend_in_blocks(q_BTNK, k_BSGK, v_BSGK, segments_BT, scale)
+    mask = None if segments_BT is None else (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
+    return jax.nn.dot_product_attention(
+        q_BTNK, k_BSGK, v_BSGK, mask=mask, is_causal=True, scale=scale, implementation=implementation
+    )
 
 
-def _attend_batched(
-    q_BTNK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, mask: jax.Array | None, scale: float
+def _attend_in_blocks(
+    q_BTNK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, scale: float
 ) -> jax.Array:
-    """The same arithmetic as plain batched matmuls over (B, G), which XLA's CPU backend runs fastest."""
+    """The same arithmetic as XLA's CPU backend runs it fastest: plain matmuls over (B, G), no later blocks of keys."""
     B, T, N, K = q_BTNK.shape
-    S, G = k_BSGK.shape[1:3]
-    q = q_BTNK.transpose(0, 2, 1, 3).reshape(B, G, N // G * T, K) * scale
+    G = k_BSGK.shape[2]
+    q = q_BTNK.transpose(0, 2, 1, 3).reshape(B, G, N // G, T, K) * scale
     k, v = k_BSGK.transpose(0, 2, 3, 1), v_BSGK.transpose(0, 2, 1, 3)
-    scores = (q @ k).astype(jnp.float32).reshape(B, N, T, S)
-    visible = jnp.tril(jnp.ones((T, S), bool))
-    scores = jnp.where(visible if mask is None else visible & mask, scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype).reshape(B, G, N // G * T, S)
-    return (weights @ v).reshape(B, N, T, K).transpose(0, 2, 1, 3)
+    seen = []
+    for start, end in itertools.pairwise([*range(0, T, max(64, -(-T // 8))), T]):
+        scores = (q[..., start:end, :].reshape(B, G, -1, K) @ k[..., :end]).astype(jnp.float32)
+        scores = scores.reshape(B, N, end - start, end)
+        visible = jnp.arange(end) <= jnp.arange(start, end)[:, None]
+        if segments_BT is not None:
+            visible &= (segments_BT[:, start:end, None] == segments_BT[:, None, :end])[:, None]
+        scores = jnp.where(visible, scores, -1e30)
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+        mixed = weights.astype(v.dtype).reshape(B, G, -1, end) @ v[..., :end, :]
+        seen.append(mixed.reshape(B, N, -1, K) / weights.sum(-1, keepdims=True).astype(v.dtype))
+    return jnp.concatenate(seen, axis=2).transpose(0, 2, 1, 3)
 
 
 class Attention(nnx.Module):

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from gptjax import hosts
+from gptjax.allocator import keep_freed_memory
 from gptjax.config import RunConfig, from_json, to_json
 from gptjax.data.loader import Loader, open_stores, prefetch
 from gptjax.data.store import TokenStore
@@ -51,6 +52,8 @@ def train(config: RunConfig, directory: Path, *, position: int = 0, lease: Lease
     with ExitStack() as stack:
         preempted = stack.enter_context(catch_sigterm())
         layout = Layout(make_mesh(config.mesh), config.rules)
+        if layout.platform == "cpu":
+            keep_freed_memory()
         check_shapes(config, layout)
         stores = open_stores(config.data)
         alike = replace(config, trackers=(), data=replace(config.data, cache=""))  # in all that they compute together
