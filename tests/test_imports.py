@@ -8,7 +8,7 @@ LEVELS = [
     ["errors", "storage", "files", "hosts", "leases", "question", "params", "sharding", "devices", "allocator"],
     ["models", "data"],
     ["train.optim", "train.mup", "train.state", "train.step", "laws.forms", "laws.table"],
-    ["config", "train.checkpoint", "train.result", "train.validation", "train.metrics", "laws"],
+    ["config", "train.checkpoint", "train.result", "train.validation", "train.metrics", "train.profile", "laws"],
     [
         "train.loop",
         "train.export",

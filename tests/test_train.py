@@ -1,5 +1,6 @@
 """A run on a tiny real model: resumed = uninterrupted, branch = whole, killed = nothing lost, damage noticed."""
 
+import gzip
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from gptjax.train.checkpoint import Checkpoints
 from gptjax.train.loop import PREEMPTED, Preempted, make_loader, train
 from gptjax.train.metrics import read_metrics
 from gptjax.train.optim import OptimConfig, cooldown_start, without_schedule
+from gptjax.train.profile import traced
 from gptjax.train.step import make_programs
 
 CORPUS = "markov:states=4,documents=200,length=600"
@@ -232,3 +234,25 @@ def test_tensorboard_gets_every_metric(config, tmp_path):
     train(replace(config, trackers=("tensorboard",)), tmp_path / "run")
     (events,) = (tmp_path / "run" / "tensorboard").glob("events.out.tfevents.*")
     assert b"train/loss" in events.read_bytes() and b"eval/markov" in events.read_bytes()
+
+
+def test_a_profiled_run_leaves_a_trace_and_is_the_same_run(config, tmp_path):
+    result = train(config, tmp_path / "profiled", profile=True)
+    assert result.loss == train(config, tmp_path / "run").loss
+    (trace,) = (tmp_path / "profiled" / "profile").glob("plugins/profile/*/perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert any("PjitFunction(train)" in event.get("name", "") for event in events)
+
+
+@pytest.mark.parametrize(
+    ("calls", "taken", "recorded"),
+    [(10, 10, range(2, 7)), (4, 4, range(2, 4)), (1, 1, range(1)), (10, 4, range(2, 4))],
+)
+def test_calls_after_the_first_are_recorded_also_when_a_run_ends_early(calls, taken, recorded, monkeypatch, tmp_path):
+    open_at: list[int] = []
+    monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **__: open_at.append(1))
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: open_at.pop())
+    batches = traced(iter(range(calls)), calls, tmp_path)
+    seen = [batch for _, batch in zip(range(taken), batches, strict=False) if open_at]
+    batches.close()
+    assert seen == list(recorded) and not open_at

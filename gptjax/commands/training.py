@@ -25,6 +25,9 @@ def add(verb: Verb) -> None:
     with_file(train, "RunConfig")
     with_job(train)
     train.add_argument("--dir", required=True, type=directory, help="of the run; may be gs://BUCKET/PATH")
+    train.add_argument(
+        "--profile", action="store_true", help="record a few calls in DIR/profile, for TensorBoard or Perfetto"
+    )
 
     sweep = verb("sweep", run_sweep, "plan, train, fit and report a sweep; run again, it does what is pending")
     with_file(sweep, "SweepConfig")
@@ -63,10 +66,14 @@ def run_train(args: argparse.Namespace) -> None:
     use_compilation_cache()
     from gptjax.config import RunConfig, override
     from gptjax.hosts import is_first
+    from gptjax.storage import is_remote
     from gptjax.train.loop import train
 
+    if args.profile and is_remote(args.dir):
+        raise BadInput(f"--profile writes to a local disk, and {args.dir} is none; profile a short run elsewhere")
     with in_job(args):
-        result = train(override(load(args.file, RunConfig, "run"), args.set), args.dir)
+        config = override(load(args.file, RunConfig, "run"), args.set)
+        result = train(config, args.dir, profile=args.profile)
         if result.status == "done" and is_first():
             loss = f"loss {result.loss:.4f} ± {result.loss_se:.4f} nats a token"
             print(f"{loss}, {result.bits_per_byte:.4f} bits a byte: {args.dir}")

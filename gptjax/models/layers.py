@@ -60,6 +60,7 @@ class Norm(nnx.Module):
         self.scale = param(rngs, (size,), (axis,), constant(1.0))
         self.bias = param(rngs, (size,), (axis,), constant(0.0)) if kind == "layernorm" and bias else None
 
+    @jax.named_scope("norm")
     def __call__(self, x: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
         if self.kind == "layernorm":
@@ -151,6 +152,7 @@ class Attention(nnx.Module):
             self.query_norm = Norm(rngs, K, "head", kind="rmsnorm", bias=False, eps=config.norm_eps)
             self.key_norm = Norm(rngs, K, "head", kind="rmsnorm", bias=False, eps=config.norm_eps)
 
+    @jax.named_scope("attention")
     def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
         c = self.config
         q, k, v = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
@@ -175,6 +177,7 @@ class MLP(nnx.Module):
         self.up = Linear(rngs, (D, F), ("embed", "mlp"), init=init, bias=config.bias)
         self.down = Linear(rngs, (F, D), ("mlp", "embed"), init=init_out, bias=config.bias)
 
+    @jax.named_scope("mlp")
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         y = self.up(x_BTD)
         y = self.activation(y) if self.gate is None else self.activation(self.gate(x_BTD)) * y

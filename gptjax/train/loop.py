@@ -1,7 +1,7 @@
 """Train one run: from a config and a directory to a result, in order, on a page.
 
-A run's directory: config.json, env.json, lease/, metrics.jsonl, checkpoints/, tensorboard/, and result.json once it is
-done.
+A run's directory: config.json, env.json, lease/, metrics.jsonl, checkpoints/, tensorboard/, profile/ if asked for, and
+result.json once it is done.
 """
 
 import itertools
@@ -29,6 +29,7 @@ from gptjax.train.checkpoint import Checkpoints, restore
 from gptjax.train.checks import check_origins, check_shapes, claim
 from gptjax.train.metrics import Diverged, Log, MetricsWriter
 from gptjax.train.optim import learning_rates, without_schedule
+from gptjax.train.profile import traced
 from gptjax.train.result import Evals, Result, data_digest, read_result, summarize
 from gptjax.train.state import TrainState
 from gptjax.train.step import Programs, make_programs
@@ -39,13 +40,16 @@ class Preempted(SystemExit):
     """SIGTERM came; everything done so far is saved."""
 
 
-def train(config: RunConfig, directory: Path, *, position: int = 0, lease: Lease | None = None) -> Result:
+def train(
+    config: RunConfig, directory: Path, *, position: int = 0, lease: Lease | None = None, profile: bool = False
+) -> Result:
     """Train a run in its directory, or go on where it stopped; a finished run is returned as it is.
 
     Raises BadInput for what the config cannot be, Preempted (exit code 75) after SIGTERM, and Lost (75) when this
     process stood still and another took the run over. `position` is the line of its progress bar; `lease` that of the
-    directory, if the caller has taken it. A run that diverges is a result too: status "failed", with the reason. Where
-    several processes are one job (hosts.py), all call this, and the first alone writes.
+    directory, if the caller has taken it; `profile` records a few calls in profile/. A run that diverges is a result
+    too: status "failed", with the reason. Where several processes are one job (hosts.py), all call this, and the first
+    alone writes.
     """
     if finished := hosts.agree(lambda: plain(read_result(directory, config))):
         return from_json(Result, finished)
@@ -70,10 +74,13 @@ def train(config: RunConfig, directory: Path, *, position: int = 0, lease: Lease
         metrics = stack.enter_context(closing(MetricsWriter(directory, first, config)))
         log = stack.enter_context(Log(config, stores[0], metrics, first, position))
         calls = cut(config, first)
+        batches = prefetch(loader, calls, programs.batches)
+        if profile:
+            batches = traced(batches, len(calls), directory / "profile")
         step, reason = first, ""
         evals: Evals = {}
         try:
-            for steps, batch in zip(calls, prefetch(loader, calls, programs.batches), strict=True):
+            for steps, batch in zip(calls, batches, strict=True):
                 rates = learning_rates(config.optim, steps.start, steps.stop, config.steps)
                 state, outputs = programs.train(state, batch, rates)
                 log(steps, outputs, rates)  # reads the call before: the host never waits for this one

@@ -26,6 +26,7 @@ Apply = Callable[..., jax.Array]
 Metrics = dict[str, jax.Array]
 
 
+@jax.named_scope("loss")
 def token_nats(logits_BTV: jax.Array, targets_BT: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Return -log p(target) and log Z of each position, in nats."""
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
@@ -69,8 +70,9 @@ def train_step(
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
         zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
         (loss, grads), _ = jax.lax.scan(add, zero, parts)
-    updates, opt = optimizer.update(grads, state.opt, state.params)
-    params = jax.tree.map(lambda p, u: p + lr * u, state.params, updates)
+    with jax.named_scope("optimizer"):
+        updates, opt = optimizer.update(grads, state.opt, state.params)
+        params = jax.tree.map(lambda p, u: p + lr * u, state.params, updates)
     return TrainState(state.step + 1, params, opt), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
 

@@ -1,0 +1,32 @@
+"""Record what a few calls of a run do on the device, as a trace that TensorBoard and Perfetto open."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+
+T = TypeVar("T")
+SKIPPED, RECORDED = 2, 5  # calls: the first ones compile and fill caches
+
+
+def traced(batches: Iterator[T], calls: int, directory: Path) -> Iterator[T]:
+    """Pass on the batches of so many calls, and record some of the calls between them into a directory.
+
+    Of a run too short to skip any, its last call is recorded, compilation and all.
+    """
+    first = min(SKIPPED, calls - 1)
+    last = min(first + RECORDED, calls) - 1
+    recording = False
+    try:
+        for i, batch in enumerate(batches):
+            if i == first:
+                jax.profiler.start_trace(directory, create_perfetto_trace=True)
+                recording = True
+            yield batch
+            if i == last:
+                recording = False
+                jax.profiler.stop_trace()
+    finally:
+        if recording:
+            jax.profiler.stop_trace()
