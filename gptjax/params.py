@@ -19,7 +19,7 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class Model:
-    """A module as pure functions: `apply(params, *inputs)`, `init(key) -> params`, and each weight's axis names."""
+    """A module as pure functions: `apply(params, *inputs, method=...)`, `init(key) -> params`, and axis names."""
 
     apply: Callable[..., Any]
     init: Callable[[jax.Array], Params]
@@ -63,8 +63,8 @@ def build(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     axes = jax.tree.map(lambda v: v.axes, state, is_leaf=_is_variable)
 
-    def apply(params: Params, *inputs: Any) -> Any:
-        return nnx.merge(graph, nnx.State(params))(*inputs)
+    def apply(params: Params, *inputs: Any, method: str = "__call__") -> Any:
+        return getattr(nnx.merge(graph, nnx.State(params)), method)(*inputs)
 
     def init(key: jax.Array) -> Params:
         return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key))))

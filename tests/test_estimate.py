@@ -23,7 +23,8 @@ from gptjax.models.gpt import GPTConfig, gpt
 from gptjax.models.presets import preset
 from gptjax.sharding import Layout, MeshConfig, make_mesh, mesh_sizes
 from gptjax.sweep.plan import SweepConfig
-from gptjax.train.step import make_programs, token_nats
+from gptjax.train.loss import token_nats
+from gptjax.train.step import make_programs
 
 TABLE = devices()
 TINY = GPTConfig(vocab_size=512, context=64, d_model=64, n_layers=3, n_heads=4, remat="full", dtype="bfloat16")

@@ -165,6 +165,10 @@ class GPT(nnx.Module):
             self.head = Linear(rngs, (c.d_model, c.padded_vocab), ("embed", "vocab"), init=init, bias=False)
 
     def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+        return self.logits(self.hidden(tokens_BT, segments_BT))
+
+    def hidden(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
+        """Return what the head reads, (B, T, D)."""
         c, T = self.config, tokens_BT.shape[1]
         if T > c.context:
             raise BadInput(f"{T} tokens do not fit the context of {c.context}; use shorter sequences")
@@ -176,8 +180,15 @@ class GPT(nnx.Module):
         x_BTD = run_stack(self.layers, x_BTD, segments_BT, scan=c.scan, remat=c.remat, microbatches=c.microbatches)
         if c.norm_place == "pre":
             x_BTD = self.final_norm(x_BTD)
-        x_BTD = scaled(x_BTD, 1 / c.width_ratio)
-        logits = self.head(x_BTD) if not c.tied else project(x_BTD, table_VD.T.astype(c.dtype))
+        return scaled(x_BTD, 1 / c.width_ratio)
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """Return the float32 logits of what `hidden` gives, of any number of positions."""
+        c = self.config
+        if c.tied:
+            logits = project(x_BTD, constrain(self.embedding[...], "vocab", None).T.astype(c.dtype))
+        else:
+            logits = self.head(x_BTD)
         logits = constrain(logits, "batch", "seq", "vocab").astype(jnp.float32)
         if c.logit_cap:
             logits = c.logit_cap * jnp.tanh(logits / c.logit_cap)

@@ -19,28 +19,11 @@ from gptjax.hosts import meet_when_compiled
 from gptjax.models.gpt import GPTConfig, gpt
 from gptjax.params import Params
 from gptjax.sharding import Layout, use
+from gptjax.train.loss import Apply, summed_loss, token_nats
 from gptjax.train.optim import OptimConfig, make_optimizer
 from gptjax.train.state import TrainState, abstract_state, new_state
 
-Apply = Callable[..., jax.Array]
 Metrics = dict[str, jax.Array]
-
-
-@jax.named_scope("loss")
-def token_nats(logits_BTV: jax.Array, targets_BT: ArrayLike) -> tuple[jax.Array, jax.Array]:
-    """Return -log p(target) and log Z of each position, in nats."""
-    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    hit_BTV = (
-        jnp.arange(logits_BTV.shape[-1]) == jnp.asarray(targets_BT)[..., None]
-    )  # a masked sum splits over vocab; a gather not
-    return log_z_BT - jnp.sum(jnp.where(hit_BTV, logits_BTV, 0.0), axis=-1), log_z_BT
-
-
-def summed_loss(params: Params, batch: Batch, apply: Apply, z_loss: float) -> tuple[jax.Array, jax.Array]:
-    """Return the weighted sum of (nats + z_loss log^2 Z, PaLM section 5), and of nats alone."""
-    nats_BT, log_z_BT = token_nats(apply(params, batch.inputs, batch.segments), batch.targets)
-    total = jnp.sum(nats_BT * batch.weights)
-    return total + z_loss * jnp.sum(jnp.square(log_z_BT) * batch.weights), total
 
 
 def train_step(

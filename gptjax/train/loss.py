@@ -1,0 +1,89 @@
+"""The weighted cross-entropy of a batch, without ever holding the logits of all its tokens where they are large.
+
+Shapes: B batch, T positions, D embed, V vocab, n parts of the positions.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from gptjax.data.objectives import Batch
+from gptjax.params import Params
+from gptjax.sharding import parts, platform
+
+Apply = Callable[..., jax.Array]
+Sums = tuple[jax.Array, jax.Array]
+LOGITS_BYTES = 2**28  # on a device: where they are larger, the head and its loss take the positions in parts
+LOGITS_BYTES_CPU = 2**23  # about what a cache holds
+
+
+@jax.named_scope("loss")
+def token_nats(logits_BTV: jax.Array, targets_BT: ArrayLike) -> tuple[jax.Array, jax.Array]:
+    """Return -log p(target) and log Z of each position, in nats."""
+    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    # A masked sum splits over the vocabulary; a gather does not.
+    hit_BTV = jnp.arange(logits_BTV.shape[-1]) == jnp.asarray(targets_BT)[..., None]
+    return log_z_BT - jnp.sum(jnp.where(hit_BTV, logits_BTV, 0.0), axis=-1), log_z_BT
+
+
+def summed_loss(params: Params, batch: Batch, apply: Apply, z_loss: float) -> Sums:
+    """Return the weighted sum of (nats + z_loss log^2 Z, PaLM section 5), and of nats alone, which has no gradient."""
+    x_BTD = apply(params, batch.inputs, batch.segments, method="hidden")
+    name = "head" if "head" in params else "embedding"
+
+    def read(head: Any, rest: Params, x_BTD: jax.Array, targets_BT: ArrayLike, weights_BT: ArrayLike) -> Sums:
+        nats_BT, log_z_BT = token_nats(apply({**rest, name: head}, x_BTD, method="logits"), targets_BT)
+        total = jnp.sum(nats_BT * weights_BT)
+        objective = total + z_loss * jnp.sum(jnp.square(log_z_BT) * weights_BT)
+        return objective, jax.lax.stop_gradient(total)
+
+    rest = {key: value for key, value in params.items() if key != name}
+    read_by = (x_BTD, batch.targets, batch.weights)
+    n = head_parts(jax.eval_shape(lambda x: apply(params, x, method="logits"), x_BTD).shape)
+    if n == 1:
+        return read(params[name], rest, *read_by)
+    cut = jax.tree.map(lambda a: a.reshape(a.shape[0], n, -1, *a.shape[2:]).swapaxes(0, 1), read_by)
+    return _summed(read, params[name], rest, *cut)
+
+
+def head_parts(logits_BTV: tuple[int, ...]) -> int:
+    """Return in how many parts to take the positions, a divisor of them; 1 where they are split over devices."""
+    if parts("seq") * parts("stream") > 1:
+        return 1
+    held = 4 * math.prod(logits_BTV) / parts("batch") / parts("vocab")
+    limit = LOGITS_BYTES_CPU if platform() == "cpu" else LOGITS_BYTES
+    divisors = [n for n in range(1, logits_BTV[1] + 1) if logits_BTV[1] % n == 0]
+    return next((n for n in divisors if held <= n * limit), divisors[-1])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _summed(read: Callable[..., Sums], head: Any, rest: Params, *cut: jax.Array) -> Sums:
+    """Sum `read` over parts. Its gradient is taken with its value, so that no part's logits are kept or made twice."""
+    sums = jax.lax.map(lambda part: read(head, rest, *part), cut)
+    return sums[0].sum(), sums[1].sum()
+
+
+def _value_and_gradients(read: Callable[..., Sums], head: Any, rest: Params, *cut: jax.Array) -> tuple[Sums, Any]:
+    def add(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
+        def of(head: Any, x_BTD: jax.Array) -> Sums:
+            return read(head, rest, x_BTD, *part[1:])
+
+        sums, (d_head, dx_BTD) = jax.value_and_grad(of, argnums=(0, 1), has_aux=True)(head, part[0])
+        return jax.tree.map(jnp.add, total, (sums, d_head)), dx_BTD
+
+    zero = jnp.zeros(())
+    (sums, d_head), dx = jax.lax.scan(add, ((zero, zero), jax.tree.map(jnp.zeros_like, head)), cut)
+    return sums, (d_head, dx)
+
+
+def _scaled_gradients(read: Callable[..., Sums], gradients: Any, cotangents: Sums) -> tuple[Any, ...]:
+    d_head, dx = jax.tree.map(lambda g: (g * cotangents[0]).astype(g.dtype), gradients)
+    return d_head, None, dx, None, None
+
+
+_summed.defvjp(_value_and_gradients, _scaled_gradients)

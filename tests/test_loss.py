@@ -1,0 +1,78 @@
+"""The loss taken in parts is the loss, with its gradient, in less memory."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from gptjax.data.objectives import Batch
+from gptjax.models.gpt import GPTConfig, gpt
+from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh, use
+from gptjax.train import loss
+from gptjax.train.loss import head_parts, summed_loss
+
+TIED = GPTConfig(vocab_size=250, context=24, d_model=16, n_layers=1, n_heads=2, vocab_multiple=16, init_std=0.5)
+CASES = {
+    "tied": TIED,
+    "head of its own": replace(TIED, tied=False, logit_cap=3.0),
+    "bfloat16": replace(TIED, dtype="bfloat16"),
+}
+
+
+def batch_of(config: GPTConfig, rows: int = 4) -> Batch:
+    rng = np.random.default_rng(0)
+    shape = (rows, config.context)
+    tokens, targets = (jnp.asarray(rng.integers(config.vocab_size, size=shape), jnp.int32) for _ in range(2))
+    segments = jnp.asarray(np.cumsum(rng.random(shape) < 0.2, axis=1), jnp.int32)
+    return Batch(tokens, targets, jnp.asarray(rng.random(shape), jnp.float32), segments)
+
+
+def found(config: GPTConfig, limit: float, monkeypatch, layout: Layout | None = None):
+    """Compile loss and gradient with so many bytes of logits at once; return what they are, and the program."""
+    monkeypatch.setattr(loss, "LOGITS_BYTES_CPU", limit)
+    model, batch = gpt(config), batch_of(config)
+
+    def mean(params):
+        if layout is None:
+            return summed_loss(params, batch, model.apply, 1e-2)
+        with use(layout):
+            return summed_loss(params, batch, model.apply, 1e-2)
+
+    program = jax.jit(jax.value_and_grad(lambda p: jax.tree.map(lambda s: s / 7, mean(p)), has_aux=True))
+    compiled = program.lower(model.init(jax.random.key(0))).compile()
+    return compiled(model.init(jax.random.key(0))), compiled
+
+
+@pytest.mark.parametrize("config", CASES.values(), ids=CASES)
+def test_a_loss_in_parts_is_the_loss(config, monkeypatch):
+    whole, _ = found(config, 1e9, monkeypatch)
+    in_parts, program = found(config, 4 * 4 * 256 * 6, monkeypatch)  # six positions of four rows at once
+    assert "while" in program.as_text()
+    tolerance = 1e-2 if config.dtype == "bfloat16" else 1e-5
+    assert optax.tree.norm(optax.tree.sub(in_parts, whole)) < tolerance * optax.tree.norm(whole[1])
+
+
+def test_a_loss_in_parts_over_eight_devices_is_the_loss(monkeypatch):
+    whole, _ = found(TIED, 1e9, monkeypatch)
+    layout = Layout(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), Rules())
+    in_parts, _ = found(TIED, 4 * 256 * 3, monkeypatch, layout)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), in_parts, whole)
+
+
+def test_only_a_part_of_the_logits_is_held(monkeypatch):
+    wide = replace(TIED, vocab_size=4096, context=64)
+    whole, parts = (found(wide, limit, monkeypatch)[1].memory_analysis() for limit in (1e9, 4 * 4 * 4096 * 4))
+    logits = 4 * 4 * 64 * 4096
+    assert parts.temp_size_in_bytes < 0.6 * logits < logits < whole.temp_size_in_bytes
+
+
+def test_parts_divide_the_positions():
+    one = 4 * 8 * 50257  # bytes of a position of eight rows
+    assert head_parts((8, 1024, 50257)) == next(
+        n for n in (32, 64, 128, 256, 512) if 1024 * one <= n * loss.LOGITS_BYTES_CPU
+    )
+    assert head_parts((8, 7, 10**9)) == 7
+    assert head_parts((1, 16, 16)) == 1
