@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,25 @@ def shuffled(index: np.ndarray, n: int, seed: Sequence[int], rounds: int = 4) ->
     return y.astype(np.int64)
 
 
+@lru_cache(maxsize=64)  # a step reads few sequences of a block, and the next steps read the others
+def _order(block: int, seed: int, counts: tuple[int, ...], n_windows: tuple[int, ...]) -> np.ndarray:
+    """Return the source of each sequence of a block and which of the source's windows it is, (2, BLOCK)."""
+    place = np.arange(BLOCK)
+    if len(counts) > 1:
+        place = shuffled(place, BLOCK, (seed, 1))
+    ends = np.cumsum(counts)
+    source = np.searchsorted(ends, place, side="right")
+    window = np.empty(BLOCK, np.int64)
+    for k, (count, n) in enumerate(zip(counts, n_windows, strict=True)):
+        mine = source == k
+        epoch, index = np.divmod(block * count + place[mine] - (ends[k] - count), n)
+        for e in np.unique(epoch):
+            of_epoch = epoch == e
+            index[of_epoch] = shuffled(index[of_epoch], n, (seed, 2, k, int(e)))
+        window[mine] = index
+    return np.stack([source, window])
+
+
 @dataclass(frozen=True)
 class Loader:
     """Training batches of a mixture of token stores, or only some of their rows."""
@@ -74,47 +94,46 @@ class Loader:
     separate_documents: bool = False
 
     def __post_init__(self) -> None:
-        for store, n in zip(self.stores, self._windows(), strict=True):
+        for store, n in zip(self.stores, self.n_windows, strict=True):
             if n < 1:
                 tokens = store.n_tokens("train")
                 raise BadInput(f"corpus {store.manifest.corpus} has {tokens} tokens, fewer than one window")
 
-    def _windows(self) -> list[int]:
-        return [(store.n_tokens("train") - 1) // self.seq_len for store in self.stores]
+    @cached_property
+    def n_windows(self) -> tuple[int, ...]:
+        """Windows of each source."""
+        return tuple((store.n_tokens("train") - 1) // self.seq_len for store in self.stores)
 
-    def _counts(self) -> np.ndarray:
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
         """Sequences of each source in a block: the weights rounded so that they sum to BLOCK."""
         share = np.asarray(self.weights) / sum(self.weights) * BLOCK
         counts = np.floor(share).astype(int)
         counts[np.argsort(counts - share, kind="stable")[: BLOCK - counts.sum()]] += 1
         if (counts == 0).any():
             raise BadInput(f"data weights {self.weights} leave a source under 1/{BLOCK} of the sequences; drop it")
-        return counts
+        return tuple(counts.tolist())
 
     def __call__(self, step: int, rows: np.ndarray) -> Batch:
         """Return these rows of the batch of a step, (rows, seq): the same whoever asks for them."""
-        sequence = step * self.batch + rows
-        counts = self._counts()
-        block, place = np.divmod(sequence, BLOCK)
-        if len(self.stores) > 1:
-            place = shuffled(place, BLOCK, (self.seed, 1))
-        source = np.searchsorted(np.cumsum(counts), place, side="right")
-        rank = block * counts[source] + place - (np.cumsum(counts) - counts)[source]
+        return jax.tree.map(lambda x: x[0], self.read(range(step, step + 1), rows))
+
+    def read(self, steps: range, rows: np.ndarray) -> Batch:
+        """Return these rows of the batches of successive steps, (steps, rows, seq)."""
+        first, last = steps.start * self.batch // BLOCK, (steps.stop * self.batch - 1) // BLOCK
+        orders = [_order(block, self.seed, self.counts, self.n_windows) for block in range(first, last + 1)]
+        sequence = np.add.outer(np.arange(steps.start, steps.stop) * self.batch - first * BLOCK, rows).ravel()
+        source, window = np.concatenate(orders, axis=1)[:, sequence]
         windows = np.empty((len(sequence), self.seq_len + 1), np.int32)
-        for k, (store, n) in enumerate(zip(self.stores, self._windows(), strict=True)):
-            mine = np.flatnonzero(source == k)
-            epoch, index = np.divmod(rank[mine], n)
-            for e in np.unique(epoch):
-                of_epoch = epoch == e
-                starts = shuffled(index[of_epoch], n, (self.seed, 2, k, int(e))) * self.seq_len
-                windows[mine[of_epoch]] = store.windows("train", starts, self.seq_len + 1)
-        return causal(windows, self.stores[0].tokenizer.bos, separate_documents=self.separate_documents)
+        for k, store in enumerate(self.stores):
+            mine = source == k
+            windows[mine] = store.windows("train", window[mine] * self.seq_len, self.seq_len + 1)
+        shape = len(steps), len(rows), self.seq_len + 1
+        return causal(windows.reshape(shape), self.stores[0].tokenizer.bos, separate_documents=self.separate_documents)
 
     def epochs(self, steps: int) -> float:
         """Return how often the most repeated source is read in so many steps."""
-        return max(
-            steps * self.batch * count / BLOCK / n for count, n in zip(self._counts(), self._windows(), strict=True)
-        )
+        return max(steps * self.batch * count / BLOCK / n for count, n in zip(self.counts, self.n_windows, strict=True))
 
 
 def validation_batches(store: TokenStore, sequences: int, batch: int, seq_len: int, separate_documents: bool) -> Batch:
@@ -158,10 +177,7 @@ def prefetch(loader: Loader, calls: Sequence[range], sharding: NamedSharding) ->
     """Yield the stacked, placed batches of each call's steps, prepared two calls ahead by a thread."""
 
     def prepare(steps: range) -> Batch:
-        def read(rows: np.ndarray) -> Batch:
-            return jax.tree.map(lambda *xs: np.stack(xs), *(loader(step, rows) for step in steps))
-
-        return spread(read, (len(steps), loader.batch, loader.seq_len), sharding)
+        return spread(partial(loader.read, steps), (len(steps), loader.batch, loader.seq_len), sharding)
 
     with ThreadPoolExecutor(1) as pool:
         pending = [pool.submit(prepare, steps) for steps in calls[:2]]

@@ -23,7 +23,7 @@ class Batch:
 
 
 def causal(windows: np.ndarray, bos: int, *, separate_documents: bool = False) -> Batch:
-    """Predict each token from those before it; windows are (batch, seq + 1) and documents begin with `bos`."""
-    inputs, targets = windows[:, :-1], windows[:, 1:]
-    segments = np.cumsum(inputs == bos, axis=1, dtype=np.int32) if separate_documents else None
+    """Predict each token from those before it; windows are (..., seq + 1) and documents begin with `bos`."""
+    inputs, targets = windows[..., :-1], windows[..., 1:]
+    segments = np.cumsum(inputs == bos, axis=-1, dtype=np.int32) if separate_documents else None
     return Batch(inputs, targets, np.ones(targets.shape, np.float32), segments)

@@ -110,12 +110,15 @@ class TokenStore:
             given = f"{starts.min()} to {starts.max()}"
             raise ValueError(f"windows of {length} {split} tokens start at {given}, not within 0 to {last}")
         array = self._arrays[split]
-        if array.size * array.dtype.numpy_dtype.itemsize > HELD_BYTES:
-            reads = [array[start : start + length].read() for start in starts.tolist()]
-            return np.array([self._wait(read) for read in reads], np.int32).reshape(len(starts), length)
         if split not in self._held:
+            if array.size * array.dtype.numpy_dtype.itemsize > HELD_BYTES:
+                reads = [array[start : start + length].read() for start in starts.tolist()]
+                return np.array([self._wait(read) for read in reads], np.int32).reshape(len(starts), length)
             self._held[split] = self._wait(array.read())
-        return np.lib.stride_tricks.sliding_window_view(self._held[split], length)[starts].astype(np.int32)
+        held = self._held[split]
+        # What sliding_window_view gives, without the 50 us that it takes: as long as gathering 64 windows of 2049.
+        every = np.ndarray((last + 1, length), held.dtype, held, strides=held.strides * 2)
+        return every[starts].astype(np.int32)
 
     def verify(self) -> None:
         """Read everything and compare it with the manifest's hashes; BadInput if it differs."""
@@ -137,7 +140,8 @@ class TokenStore:
         except ValueError as error:
             reason = str(error).partition("\n")[0]
             raise BadInput(f"{self._where} has a damaged array ({reason}); {REBUILD}") from error
-        if (tokens == np.iinfo(tokens.dtype).max).any():  # the fill value, which TensorStore gives for absent chunks
+        absent = np.iinfo(tokens.dtype).max  # the fill value, which TensorStore gives for absent chunks
+        if tokens.max(initial=0) == absent:
             raise BadInput(f"{self._where} lacks part of its arrays; {REBUILD}")
         return tokens
 
@@ -158,8 +162,7 @@ def build_store(corpus: str, tokenizer_spec: str, directory: str | Path, progres
     directory = Path(directory).absolute()
     if store := _find_store(corpus, tokenizer_spec, directory):
         return store
-    training = (document for document, split in documents(corpus) if split == "train")
-    tokenizer = make_tokenizer(tokenizer_spec, training)
+    tokenizer = make_tokenizer(tokenizer_spec, (d for d, split in documents(corpus) if split == "train"))
     next(documents(corpus))  # so that a bad corpus is refused before anything is written
     with _exclusive(directory.with_name(f".{directory.name}.partial")) as partial:
         if store := _find_store(corpus, tokenizer_spec, directory):  # another process built it while we waited
@@ -284,28 +287,28 @@ class _Writer:
 
     def __init__(self, url: str, dtype: np.dtype) -> None:
         self._array = ts.open(_array_spec(url, dtype), create=True, open=True).result()
-        self._dtype = dtype
-        self._buffer: list[np.ndarray] = []
-        self._buffered = self._written = self._documents = self._bytes = 0
+        self._shard = np.empty(SHARD_TOKENS, dtype)
+        self._filled = self._written = self._documents = self._bytes = 0
         self._content = sha256()
 
     def append(self, tokens: np.ndarray, n_bytes: int) -> None:
-        self._buffer.append(tokens.astype(self._dtype))
-        self._buffered += len(tokens)
         self._documents += 1
         self._bytes += n_bytes
-        if self._buffered >= SHARD_TOKENS:
-            tokens = np.concatenate(self._buffer)
-            whole = len(tokens) // SHARD_TOKENS * SHARD_TOKENS
-            self._write(tokens[:whole])
-            self._buffer, self._buffered = [tokens[whole:]], len(tokens) - whole
+        while len(tokens):
+            part = tokens[: SHARD_TOKENS - self._filled]
+            self._shard[self._filled : self._filled + len(part)] = part
+            self._filled += len(part)
+            tokens = tokens[len(part) :]
+            if self._filled == SHARD_TOKENS:
+                self._write()
 
     def close(self) -> SplitFacts:
-        self._write(np.concatenate(self._buffer))
+        self._write()
         return SplitFacts(self._documents, self._written, self._bytes, self._content.hexdigest())
 
-    def _write(self, tokens: np.ndarray) -> None:
-        start, self._written = self._written, self._written + len(tokens)
+    def _write(self) -> None:
+        tokens = self._shard[: self._filled]
+        start, self._written, self._filled = self._written, self._written + self._filled, 0
         self._array = self._array.resize(exclusive_max=[self._written]).result()
         self._array[start : self._written].write(tokens).result()
         self._content.update(tokens.data)
