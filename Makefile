@@ -4,7 +4,7 @@ EXTRAS ?= test
 VENV := .venv
 RUN := $(VENV)/bin/
 
-.PHONY: sweep test lint parity aot install clean
+.PHONY: sweep test lint parity aot bench install clean
 
 sweep: install
 	$(RUN)gptjax sweep experiments/chinchilla/quick.py --dir runs/quick
@@ -24,6 +24,12 @@ aot: install
 parity: install
 	$(RUN)python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[hf]'
 	$(RUN)python -m pytest tests/test_parity.py
+
+bench: install
+	$(RUN)python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[hf]'
+	$(RUN)python benchmarks/step.py --json benchmarks/step.json
+	$(RUN)python benchmarks/data.py --json benchmarks/data.json
+	$(RUN)python benchmarks/fit.py --json benchmarks/fit.json
 
 install: $(VENV)/.installed
 
