@@ -210,7 +210,7 @@ from gptjax.cli import main
 from gptjax.train import loop
 from gptjax.train.checkpoint import Checkpoints
 
-def train(config, directory):
+def train(config, directory, profile):
     state = {{"w": jax.random.normal(jax.random.key(0), (2**18,))}}
     with Checkpoints(directory / "checkpoints", config.save) as checkpoints:
         checkpoints.save(1, state)

@@ -117,7 +117,8 @@ def is_worker(process: Path, run: str) -> bool:
 
 
 SUBMIT = """
-import sys, pathlib, conftest
+import pathlib, signal, sys, conftest
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell may ignore it
 from test_executors import forest
 from gptjax.sweep.slurm import Resources, execute
 execute(forest(sys.argv[1]), pathlib.Path(sys.argv[2]), Resources(poll_seconds=0.2))
