@@ -28,6 +28,7 @@ parity: install
 bench: install
 	$(RUN)python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[hf]'
 	$(RUN)python benchmarks/step.py --json benchmarks/step.json
+	$(RUN)python benchmarks/sweep.py --full --json benchmarks/sweep.json
 	$(RUN)python benchmarks/data.py --json benchmarks/data.json
 	$(RUN)python benchmarks/fit.py --json benchmarks/fit.json
 
