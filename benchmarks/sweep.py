@@ -23,6 +23,7 @@ from pathlib import Path
 from queue import Queue
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import NullFormatter
 
 from gptjax.config import RunConfig, to_json
 from gptjax.data.loader import open_stores
@@ -113,6 +114,7 @@ def draw(path: Path, sweep: SweepConfig, branch: dict[str, float], cosine: dict[
         (line,) = axes.plot(tokens, [branch[name] for name in names], "o-", label=f"{size}: branches")
         axes.plot(tokens, [cosine[name] for name in names], "x--", color=line.get_color(), label=f"{size}: cosine")
     axes.set(xscale="log", xlabel="tokens", ylabel="validation loss, nats a token")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.legend(fontsize=7, ncols=2)
     figure.savefig(path, dpi=120, bbox_inches="tight")
 
