@@ -1,7 +1,7 @@
 """Keep the memory that a step frees for the next one, on a CPU.
 
 glibc gives large blocks back to the system as soon as they are freed, so every step pays for the same pages again, one
-fault for each 4 kB: an eighth of a step's time where it was measured, and up to half (docs/performance.md).
+fault for each 4 kB: a tenth of a step's time and more (docs/performance.md).
 """
 
 import ctypes
