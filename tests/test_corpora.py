@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from gptjax.data import corpora
-from gptjax.data.corpora import documents, markov_entropy, read_corpus
+from gptjax.data.corpora import Digests, documents, markov_entropy, read_corpus
 from gptjax.errors import BadInput
 
 TEXTS = ["one\n", "zwei ü \U0001f600\n", "a\0b", "lone \ud800 surrogate"]
@@ -68,6 +68,18 @@ def test_duplicates_are_dropped_and_the_split_ignores_order(tmp_path):
         splits.append(dict(found))
     assert splits[0] == splits[1]
     assert 4 <= Counter(splits[0].values())["validation"] <= 35  # 1 in 64, give or take 4 sigma
+
+
+def test_digests_are_a_set_of_few_bytes():
+    rng = np.random.default_rng(0)
+    far = rng.integers(1, 2000, size=4000, dtype=np.uint64) << 40  # equal in their low bits
+    near = rng.integers(1, 30_000, size=50_000, dtype=np.uint64)
+    digests, seen = Digests(), set()
+    for digest in [*far.tolist(), *near.tolist()]:
+        assert digests.add(digest) == (digest not in seen)
+        seen.add(digest)
+    assert len(digests) == len(seen)
+    assert sys.getsizeof(digests._slots) <= 21.4 * len(seen)
 
 
 def test_a_few_documents_still_give_both_splits(tmp_path):

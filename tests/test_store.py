@@ -66,6 +66,29 @@ def test_every_window_is_the_corpus(built, monkeypatch, split, held_bytes):
             store.windows(split, np.array([0, outside]), length)
 
 
+@pytest.mark.parametrize("length", [3, CHUNK, 3 * CHUNK + 1, 2 * SHARD])
+def test_files_give_what_tensorstore_gives(built, monkeypatch, length):
+    """A plain directory is read from its files and a URL through TensorStore; more shards than may be open, too."""
+    monkeypatch.setattr(store_module, "HELD_BYTES", 0)
+    monkeypatch.setattr("gptjax.data.shards.OPEN_FILES", 2)
+    starts = np.random.default_rng(0).integers(open_store(built).n_tokens("train") - length, size=150)
+    windows = open_store(built).windows("train", starts, length)
+    np.testing.assert_array_equal(windows, open_store(built.as_uri()).windows("train", starts, length))
+
+
+def test_no_file_stays_open_without_its_store(built, monkeypatch):
+    monkeypatch.setattr(store_module, "HELD_BYTES", 0)
+    store = open_store(built)
+    store.windows("train", np.array([0, SHARD]), 10)
+
+    def opened():
+        return [p for p in map(os.path.realpath, Path("/proc/self/fd").iterdir()) if p.startswith(str(built / "train"))]
+
+    assert len(opened()) == 2
+    del store
+    assert not opened()
+
+
 def test_the_manifest_counts(built):
     store = open_store(str(built))
     for split in SPLITS:
@@ -186,6 +209,29 @@ def test_a_flipped_byte_is_noticed_when_read(copy):
         store.verify()
     with pytest.raises(BadInput, match="damaged"):
         store.windows("train", np.array([0]), 10)
+
+
+@pytest.mark.parametrize("where", [str, Path.as_uri], ids=["files", "tensorstore"])
+def test_absent_chunks_and_short_files_are_refused(copy, monkeypatch, where):
+    monkeypatch.setattr(store_module, "HELD_BYTES", 0)
+    array = store_module.ts.open(store_module._array_spec((copy / "train").as_uri() + "/"), open=True).result()
+    # TensorStore leaves out a chunk that holds the fill value alone.
+    array[SHARD + CHUNK : SHARD + 2 * CHUNK].write(np.iinfo(np.uint16).max).result()
+    store = open_store(where(copy))
+    with pytest.raises(BadInput):
+        store.windows("train", np.array([SHARD + CHUNK]), 10)
+    os.truncate(copy / "train" / "c" / "2", 5 * CHUNK)
+    with pytest.raises(BadInput):
+        store.windows("train", np.array([2 * SHARD + 5 * CHUNK]), 10)
+
+
+def test_a_shard_cut_while_it_is_read_is_noticed(copy, monkeypatch):
+    monkeypatch.setattr(store_module, "HELD_BYTES", 0)
+    store = open_store(copy)
+    store.windows("train", np.array([2 * SHARD]), 10)
+    os.truncate(copy / "train" / "c" / "2", 5 * CHUNK)
+    with pytest.raises(BadInput, match="shorter"):
+        store.windows("train", np.array([2 * SHARD + 5 * CHUNK]), 10)
 
 
 def test_a_shard_lost_after_opening_is_noticed(copy, monkeypatch):

@@ -10,6 +10,7 @@ import json
 import os
 import string
 import sysconfig
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from functools import partial
@@ -46,14 +47,13 @@ def documents(name: str) -> Iterator[tuple[bytes, Split]]:
     Raises:
       BadInput: the corpus is unknown or unreadable, or holds fewer than two distinct documents.
     """
-    seen: set[bytes] = set()
+    seen = Digests()
     held: list[tuple[bytes, bytes]] = []  # until both splits have shown
     sides: set[bool] = set()
     for document in read_corpus(name):
         digest = blake2b(document, digest_size=16).digest()
-        if not document or digest in seen:
+        if not document or not seen.add(int.from_bytes(digest[8:])):
             continue
-        seen.add(digest)
         held.append((digest, document))
         sides.add(digest < VALIDATION_BELOW)
         if len(sides) == 2:
@@ -66,6 +66,43 @@ def documents(name: str) -> Iterator[tuple[bytes, Split]]:
     smallest = min(held)[0] if held else b""
     for digest, document in held:
         yield document, "validation" if digest == smallest else "train"
+
+
+class Digests:
+    """A set of 64-bit hashes in 11 to 21 bytes each, and half as much again while it grows.
+
+    Two of n different documents are taken for one with a probability below n^2 / 2^65: 2e-7 for 2.5 million of them,
+    10 GB in pieces of 4 kB; 3% for a thousand million.
+    """
+
+    def __init__(self) -> None:
+        self._slots = array("Q", [0]) * 1024  # open addressing, by linear probing; 0 is a free one
+        self._n = 0
+
+    def __len__(self) -> int:
+        return self._n
+
+    def add(self, digest: int) -> bool:
+        """Put a hash in, and say whether it is new."""
+        digest = digest or 1
+        if not self._place(digest):
+            return False
+        self._n += 1
+        if self._n > 0.75 * len(self._slots):
+            before, self._slots = self._slots, array("Q", [0]) * (2 * len(self._slots))
+            for other in filter(None, before):
+                self._place(other)
+        return True
+
+    def _place(self, digest: int) -> bool:
+        slots, mask = self._slots, len(self._slots) - 1
+        i = digest & mask
+        while slots[i]:
+            if slots[i] == digest:
+                return False
+            i = i + 1 & mask
+        slots[i] = digest
+        return True
 
 
 def read_corpus(name: str) -> Iterator[bytes]:

@@ -8,11 +8,13 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, TextIO, get_args
 
 import numpy as np
@@ -20,6 +22,7 @@ import tensorstore as ts
 from tqdm import tqdm
 
 from gptjax.data.corpora import Split, documents
+from gptjax.data.shards import ShardFiles
 from gptjax.data.tokenizer import MODEL_FILE, Tokenizer, make_tokenizer, read_tokenizer
 from gptjax.errors import BadInput
 
@@ -97,10 +100,24 @@ class TokenStore:
         self.tokenizer = tokenizer
         self._where = where
         self._arrays = arrays
+        self._files = (
+            {} if "://" in where else {split: ShardFiles(Path(where, split), arrays[split]) for split in SPLITS}
+        )
         self._held: dict[Split, np.ndarray] = {}
 
     def n_tokens(self, split: Split) -> int:
         return self.manifest.splits[split].tokens
+
+    def holds(self, split: Split) -> bool:
+        """Say whether a split is small enough to be held in memory."""
+        array = self._arrays[split]
+        return array.size * array.dtype.numpy_dtype.itemsize <= HELD_BYTES
+
+    def held(self, split: Split) -> np.ndarray:
+        """Return all tokens of a split, which stay in memory from then on, in the type that they are stored in."""
+        if split not in self._held:
+            self._held[split] = self._checked(self._arrays[split].read().result)
+        return self._held[split]
 
     def windows(self, split: Split, starts: np.ndarray, length: int) -> np.ndarray:
         """Return tokens[start : start + length] for every start, (n, length) int32; they must lie within the split."""
@@ -109,13 +126,13 @@ class TokenStore:
         if starts.size and not 0 <= starts.min() <= starts.max() <= last:
             given = f"{starts.min()} to {starts.max()}"
             raise ValueError(f"windows of {length} {split} tokens start at {given}, not within 0 to {last}")
-        array = self._arrays[split]
-        if split not in self._held:
-            if array.size * array.dtype.numpy_dtype.itemsize > HELD_BYTES:
-                reads = [array[start : start + length].read() for start in starts.tolist()]
-                return np.array([self._wait(read) for read in reads], np.int32).reshape(len(starts), length)
-            self._held[split] = self._wait(array.read())
-        held = self._held[split]
+        if not self.holds(split):
+            if split in self._files:
+                return self._checked(partial(self._files[split].windows, starts, length)).astype(np.int32)
+            array = self._arrays[split]
+            reads = [array[start : start + length].read() for start in starts.tolist()]
+            return np.array([self._checked(read.result) for read in reads], np.int32).reshape(len(starts), length)
+        held = self.held(split)
         # What sliding_window_view gives, without the 50 us that it takes: as long as gathering 64 windows of 2049.
         every = np.ndarray((last + 1, length), held.dtype, held, strides=held.strides * 2)
         return every[starts].astype(np.int32)
@@ -125,19 +142,19 @@ class TokenStore:
         for split, array in self._arrays.items():
             content = sha256()
             for start in range(0, array.size, SHARD_TOKENS):
-                content.update(self._wait(array[start : min(start + SHARD_TOKENS, array.size)].read()).data)
+                content.update(self._checked(array[start : min(start + SHARD_TOKENS, array.size)].read().result).data)
             if content.hexdigest() != self.manifest.splits[split].sha256:
                 raise BadInput(f"{self._where} {split} tokens do not have the sha256 of the manifest; {REBUILD}")
 
     def _check_shards(self) -> None:
         """Read one token of every shard: its index, at the file's end, carries a checksum that truncation breaks."""
         for array in self._arrays.values():
-            self._wait(array[np.arange(0, array.size, SHARD_TOKENS)].read())
+            self._checked(array[np.arange(0, array.size, SHARD_TOKENS)].read().result)
 
-    def _wait(self, read: ts.Future) -> np.ndarray:
+    def _checked(self, read: Callable[[], np.ndarray]) -> np.ndarray:
         try:
-            tokens = read.result()
-        except ValueError as error:
+            tokens = read()
+        except (ValueError, OSError) as error:
             reason = str(error).partition("\n")[0]
             raise BadInput(f"{self._where} has a damaged array ({reason}); {REBUILD}") from error
         absent = np.iinfo(tokens.dtype).max  # the fill value, which TensorStore gives for absent chunks
@@ -261,7 +278,7 @@ def _sync(path: Path) -> None:
 
 
 def _write_arrays(corpus: str, tokenizer: Tokenizer, directory: Path, progress: bool) -> dict[Split, SplitFacts]:
-    writers = {split: _Writer(f"{directory.as_uri()}/{split}/", _dtype(tokenizer)) for split in SPLITS}
+    writers = {split: _Writer(directory / split, _dtype(tokenizer)) for split in SPLITS}
     with tqdm(desc=f"tokens of {corpus}", unit="B", unit_scale=True, disable=None if progress else True) as bar:
         for batch in _batches(documents(corpus)):
             encoded = tokenizer.encode_many([document for document, _ in batch])
@@ -283,20 +300,25 @@ def _batches(split_documents: Iterable[tuple[bytes, Split]]) -> Iterator[list[tu
 
 
 class _Writer:
-    """Append tokens to an array, a whole shard at a time."""
+    """Append tokens to an array, a whole shard at a time; one that is not full waits in a nameless file.
 
-    def __init__(self, url: str, dtype: np.dtype) -> None:
-        self._array = ts.open(_array_spec(url, dtype), create=True, open=True).result()
-        self._shard = np.empty(SHARD_TOKENS, dtype)
+    In memory, the shards of both splits would take 64 MB, and validation's would fill over the first 2 GB of a corpus.
+    """
+
+    def __init__(self, directory: Path, dtype: np.dtype) -> None:
+        self._array = ts.open(_array_spec(f"{directory.as_uri()}/", dtype), create=True, open=True).result()
+        self._dtype = dtype
+        self._shard = TemporaryFile(dir=directory)  # noqa: SIM115
         self._filled = self._written = self._documents = self._bytes = 0
         self._content = sha256()
 
     def append(self, tokens: np.ndarray, n_bytes: int) -> None:
         self._documents += 1
         self._bytes += n_bytes
+        tokens = tokens.astype(self._dtype)
         while len(tokens):
             part = tokens[: SHARD_TOKENS - self._filled]
-            self._shard[self._filled : self._filled + len(part)] = part
+            self._shard.write(part.data)
             self._filled += len(part)
             tokens = tokens[len(part) :]
             if self._filled == SHARD_TOKENS:
@@ -304,13 +326,17 @@ class _Writer:
 
     def close(self) -> SplitFacts:
         self._write()
+        self._shard.close()
         return SplitFacts(self._documents, self._written, self._bytes, self._content.hexdigest())
 
     def _write(self) -> None:
-        tokens = self._shard[: self._filled]
+        self._shard.seek(0)
+        tokens = np.fromfile(self._shard, self._dtype, self._filled)
+        self._shard.seek(0)
         start, self._written, self._filled = self._written, self._written + self._filled, 0
         self._array = self._array.resize(exclusive_max=[self._written]).result()
-        self._array[start : self._written].write(tokens).result()
+        # TensorStore need not copy the tokens: they stay as they are, and its cache, which could keep them, is off.
+        self._array[start : self._written].write(tokens, can_reference_source_data_indefinitely=True).result()
         self._content.update(tokens.data)
 
 
@@ -325,7 +351,7 @@ def _array_spec(url: str, dtype: np.dtype | None = None) -> dict[str, Any]:
         "driver": "zarr3",
         "kvstore": url,
         "recheck_cached_data": False,
-        "context": {"cache_pool": {"total_bytes_limit": CACHE_BYTES}},
+        "context": {"cache_pool": {"total_bytes_limit": CACHE_BYTES if dtype is None else 0}},
     }
     if dtype is None:
         return spec

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 import sentencepiece as spm
 
+from gptjax.allocator import return_freed_memory
 from gptjax.errors import BadInput
 
 MODEL_FILE = "tokenizer.model"
@@ -181,6 +182,7 @@ def train_sentencepiece(
         )
     except RuntimeError as error:
         raise BadInput(_explain(str(error), vocab_size)) from error
+    return_freed_memory()
     return SentencePieceTokenizer(model.getvalue())
 
 
