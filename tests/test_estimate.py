@@ -29,6 +29,9 @@ from gptjax.train.step import make_programs
 TABLE = devices()
 TINY = GPTConfig(vocab_size=512, context=64, d_model=64, n_layers=3, n_heads=4, remat="full", dtype="bfloat16")
 RUN = RunConfig(model=TINY, batch=16, mesh=MeshConfig(data=1, fsdp=4, tensor=2), evaluate=EvalConfig(8, 8))
+CUDA = pytest.mark.skipif(
+    not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)), reason="needs the extra cuda12"
+)
 LIBTPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu (libtpu)")
 
 
@@ -233,6 +236,36 @@ def test_gpus_are_described_from_the_table():
     text = gpu_target(TABLE["a100-80g"])
     assert "core_count: 108" in text and f"device_memory_size: {80 * 2**30}" in text and "major: 8" in text
     assert text.count("{") == text.count("}")
+
+
+def test_the_guess_for_a_gpu_has_neither_scores_nor_the_logits_of_all_positions():
+    run = RunConfig(model=replace(preset("gpt2"), dtype="bfloat16", vocab_multiple=128), batch=32)
+    fused, scores = (footprint(run, 1, platform).activations for platform in ("cuda", "tpu"))
+    c = run.model
+    assert scores - fused == run.tokens_per_step * (c.n_layers + 1) * c.n_heads * c.context * 6
+    longer = footprint(replace(run, batch=64), 1, "cuda").activations
+    assert longer < 2 * fused  # the part of the logits that is held is as large
+    float32 = replace(run, model=replace(run.model, dtype="float32"))
+    assert footprint(float32, 1, "cuda") == footprint(float32, 1)
+
+
+@CUDA
+def test_a_step_compiles_for_gpus_that_are_not_here():
+    held, compiled = footprint(RUN, 8, "cuda"), compile_step(RUN, parse("h200:8", TABLE))
+    assert compiled.arguments == pytest.approx(held.state + held.batch, abs=64)
+    assert 0 <= compiled.outputs < 2**16 and compiled.unknown_loops == 0  # the state is donated
+    assert ("all-gather", ("fsdp",)) in {(e.kind, e.axes) for e in compiled.exchanges}
+
+
+@CUDA
+def test_fused_attention_holds_no_scores():
+    model = replace(TINY, context=1024, n_layers=1)
+    run = RunConfig(model=model, batch=8, mesh=MeshConfig(data=1))
+    fused, scores = (
+        compile_step(replace(run, model=replace(model, attention=how)), parse("h200:1", TABLE)).temporaries
+        for how in ("auto", "xla")
+    )
+    assert scores - fused > 2 * 8 * model.n_heads * model.context**2
 
 
 @LIBTPU

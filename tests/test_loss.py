@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from gptjax.data.objectives import Batch
+from gptjax.estimate.collectives import collectives
 from gptjax.models.gpt import GPTConfig, gpt
 from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh, use
 from gptjax.train import loss
@@ -55,11 +56,26 @@ def test_a_loss_in_parts_is_the_loss(config, monkeypatch):
     assert optax.tree.norm(optax.tree.sub(in_parts, whole)) < tolerance * optax.tree.norm(whole[1])
 
 
-def test_a_loss_in_parts_over_eight_devices_is_the_loss(monkeypatch):
-    whole, _ = found(TIED, 1e9, monkeypatch)
+@pytest.mark.parametrize("config", [TIED, CASES["head of its own"]], ids=["tied", "head of its own"])
+def test_a_loss_in_parts_over_eight_devices_is_the_loss(config, monkeypatch):
+    whole, _ = found(config, 1e9, monkeypatch)
     layout = Layout(make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), Rules())
-    in_parts, _ = found(TIED, 4 * 256 * 3, monkeypatch, layout)
+    in_parts, program = found(config, 4 * 256 * 3, monkeypatch, layout)
+    assert "while" in program.as_text()
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), in_parts, whole)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(data=4), MeshConfig(data=1, fsdp=4)], ids=["data", "fsdp"])
+def test_devices_exchange_the_head_as_often_for_six_parts_as_for_two(mesh, monkeypatch):
+    layout = Layout(make_mesh(mesh, jax.devices()[:4]), Rules())
+
+    def exchanged(parts: int) -> list[tuple[str, int]]:
+        held = 4 * 256 * 24 // parts  # logits of a row in so many parts
+        listed, _ = collectives(found(TIED, held, monkeypatch, layout)[1].as_text(), 4)
+        return sorted((c.kind, c.runs) for c in listed if c.bytes >= 2 * TIED.padded_vocab * TIED.d_model)
+
+    often = exchanged(6)
+    assert often == exchanged(2) and all(runs == 1 for _, runs in often)
 
 
 def test_only_a_part_of_the_logits_is_held(monkeypatch):

@@ -50,6 +50,20 @@ def collectives(hlo: str, devices: int) -> tuple[list[Collective], int]:
 
     Such a loop counts as run once.
     """
+    computations, runs, unknown = executed(hlo)
+    found: list[Collective] = []
+    chains: dict[str, Collective] = {}  # TPU: an asynchronous one is written again in each fusion that it overlaps
+    for name, body in computations.items():
+        for chain, collective in _in_computation(name, body, runs[name], devices):
+            if not chain:
+                found.append(collective)
+            elif chain not in chains or collective.runs < chains[chain].runs:
+                chains[chain] = collective
+    return [*found, *chains.values()], unknown
+
+
+def executed(hlo: str) -> tuple[dict[str, list[str]], dict[str, int], int]:
+    """Return a program's computations as lines, how often each runs in a call, and the loops of unknown length."""
     computations = dict(_computations(hlo))
     callers: dict[str, list[tuple[str, int]]] = defaultdict(list)
     unknown = 0
@@ -68,15 +82,7 @@ def collectives(hlo: str, devices: int) -> tuple[list[Collective], int]:
     def runs(name: str) -> int:
         return sum(runs(caller) * times for caller, times in callers[name]) if callers[name] else 1
 
-    found: list[Collective] = []
-    chains: dict[str, Collective] = {}  # TPU: an asynchronous one is written again in each fusion that it overlaps
-    for name, body in computations.items():
-        for chain, collective in _in_computation(name, body, runs(name), devices):
-            if not chain:
-                found.append(collective)
-            elif chain not in chains or collective.runs < chains[chain].runs:
-                chains[chain] = collective
-    return [*found, *chains.values()], unknown
+    return computations, {name: runs(name) for name in computations}, unknown
 
 
 def axes_of(groups: tuple[Group, ...], mesh: Mapping[str, int]) -> tuple[str, ...]:

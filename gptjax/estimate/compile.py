@@ -69,9 +69,7 @@ def compile_step(config: RunConfig, topology: Topology) -> Compiled:
 def compiled_here(config: RunConfig, topology: Topology) -> Compiled:
     """Compile in this process, which `topology.environment` has prepared."""
     import jax
-    import numpy as np
 
-    from gptjax.data.objectives import Batch
     from gptjax.sharding import Layout, make_mesh
     from gptjax.train.optim import without_schedule
     from gptjax.train.step import make_programs
@@ -79,14 +77,10 @@ def compiled_here(config: RunConfig, topology: Topology) -> Compiled:
     devices = topology.devices()
     layout = Layout(make_mesh(config.mesh, devices), config.rules)
     programs = make_programs(config.model, without_schedule(config.optim), layout, config.z_loss, config.accumulate)
-    sharding = layout.sharding((None, "batch", "seq"))
-    shape = (1, config.batch, config.model.context)
-    ids, weights = (jax.ShapeDtypeStruct(shape, kind, sharding=sharding) for kind in (np.int32, np.float32))
-    batch = Batch(ids, ids, weights, ids if config.data.separate_documents else None)  # type: ignore[arg-type]
-    rates = jax.ShapeDtypeStruct((1,), np.float32)
+    shapes = programs.example(1, config.batch, config.model.context, segments=config.data.separate_documents)
     begun = time.perf_counter()
     try:
-        step = programs.train.lower(programs.abstract, batch, rates).compile()  # type: ignore[attr-defined]
+        step = programs.train.lower(*shapes).compile()  # type: ignore[attr-defined]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

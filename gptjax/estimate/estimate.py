@@ -26,7 +26,7 @@ def estimate(config: RunConfig, topology: Topology, tokens: float = 0.0) -> Json
     tokens: of the whole run; 0 is 20 for each parameter. BadInput where mesh, shapes, batch and chips do not divide,
     or where the TPU compiler is not installed; a GPU without its compiler is answered from shapes alone.
     """
-    held = footprint(config, topology.chips)
+    held = footprint(config, topology.chips, topology.platform)
     hopeless = held.state > memory_of(topology)
     analytic = hopeless or (topology.platform == "cuda" and topology.uncompiled)
     return account(config, topology, held, None if analytic else compile_step(config, topology), tokens)

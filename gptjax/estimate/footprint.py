@@ -13,6 +13,7 @@ from gptjax.config import RunConfig
 from gptjax.errors import BadInput
 from gptjax.models.gpt import GPTConfig, gpt
 from gptjax.sharding import Layout, MeshConfig, Rules, mesh_sizes
+from gptjax.train.loss import LOGITS_BYTES
 from gptjax.train.optim import OptimConfig, make_optimizer, without_schedule
 from gptjax.train.state import TrainState, abstract_state
 
@@ -36,8 +37,11 @@ class Footprint:
         return self.state + self.gradients + self.batch + self.activations
 
 
-def footprint(config: RunConfig, chips: int) -> Footprint:
-    """Count what a run keeps on each chip; BadInput where its mesh does not divide chips, shapes or batch."""
+def footprint(config: RunConfig, chips: int, platform: str = "") -> Footprint:
+    """Count what a run keeps on each chip; BadInput where its mesh does not divide chips, shapes or batch.
+
+    platform: "cuda" has fused attention, which keeps no scores.
+    """
     sizes = mesh_sizes(config.mesh, chips)
     layout = Layout(AbstractMesh(tuple(sizes.values()), tuple(sizes)), config.rules)  # type: ignore[arg-type]
     check_batch(config, layout)
@@ -45,7 +49,7 @@ def footprint(config: RunConfig, chips: int) -> Footprint:
     layout.params(gpt(config.model).axes, state.params)  # refuses what does not divide
     tokens = config.tokens_per_step // layout.parts(layout.rules.batch) // layout.parts(layout.rules.seq)
     weights = _on_a_chip(state.params, sizes)
-    return Footprint(weights, _on_a_chip(state.opt, sizes), weights, 12 * tokens, _activations(config, sizes))
+    return Footprint(weights, _on_a_chip(state.opt, sizes), weights, 12 * tokens, _activations(config, sizes, platform))
 
 
 def check_batch(config: RunConfig, layout: Layout) -> None:
@@ -68,19 +72,24 @@ def microbatches(config: RunConfig, stages: int) -> int:
     return (config.model.microbatches or 2 * stages) if stages > 1 else 1
 
 
-def _activations(config: RunConfig, sizes: Mapping[str, int]) -> int:
+def _activations(config: RunConfig, sizes: Mapping[str, int], platform: str) -> int:
     c, width = config.model, 2 if config.model.dtype == "bfloat16" else 4
     split = sizes["tensor"]
     rows = config.tokens_per_step / math.prod(sizes[axis] for axis in ("data", "fsdp", "context")) / config.accumulate
     stages = sizes["pipeline"]
     micro = microbatches(config, stages)
     ticks = (micro + stages - 1) / micro
-    matmuls = (2 * c.n_heads + 2 * c.kv_heads) * c.head_size / split + c.d_model + 3 * c.mlp_size / split
-    scores = c.n_heads * c.context / split * (width + 4)
-    whole = width * (4 * c.d_model + matmuls) + scores
-    saved = {"none": whole, "dots": width * (c.d_model + matmuls), "full": width * c.d_model}[c.remat]
-    logits = 3 * 4 * c.padded_vocab / split / stages
-    return int(rows * (saved * c.n_layers / stages * ticks + whole / micro + logits))
+    heads, mlp = (2 * c.n_heads + 2 * c.kv_heads) * c.head_size / split, c.mlp_size / split
+    fused = platform == "cuda" and width == 2 and c.attention != "xla" and c.head_size % 8 == 0
+    scores = 0 if fused and sizes["context"] == 1 else c.n_heads * c.context / split * (width + 4)
+    # As counted in compiled steps of GPT-2 and GPT-3: norms keep six streams in float32, an MLP six of its own width.
+    whole = 24 * c.d_model + width * (2 * c.d_model + heads + 6 * mlp) + scores
+    dots = width * (2 * c.d_model + heads + (2 if c.gated else 1) * mlp)
+    saved = {"none": whole, "dots": dots, "full": width * c.d_model}[c.remat]
+    logits = rows * 4 * c.padded_vocab / split / stages
+    if sizes["context"] == 1:  # else the positions are not taken in parts
+        logits = min(logits, LOGITS_BYTES)
+    return int(rows * (saved * c.n_layers / stages * ticks + whole / micro) + 3 * logits)
 
 
 @lru_cache(maxsize=64)

@@ -27,7 +27,7 @@ def on_hardware(sweep: SweepConfig, topology: Topology) -> Iterator[str]:
     said: dict[RunConfig, str] = {}
     for shape in shapes:
         try:
-            held[shape] = footprint(shape, topology.chips)
+            held[shape] = footprint(shape, topology.chips, topology.platform)
         except BadInput as error:
             said[shape] = f"NO: {error}"
             continue

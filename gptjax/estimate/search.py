@@ -57,7 +57,7 @@ def candidates(config: RunConfig, topology: Topology) -> list[Candidate]:
     found, last, least = [], "no mesh divides the chips", math.inf
     for layout in layouts(config, topology):
         try:
-            held = footprint(layout, topology.chips)
+            held = footprint(layout, topology.chips, topology.platform)
         except BadInput as error:
             last = str(error)
             continue

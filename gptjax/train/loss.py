@@ -1,10 +1,11 @@
 """The weighted cross-entropy of a batch, without ever holding the logits of all its tokens where they are large.
 
-Shapes: B batch, T positions, D embed, V vocab, n parts of the positions.
+Shapes: B batch, T positions, D embed, V vocab, n parts of the positions, G groups of devices with rows of their own.
 """
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,13 +14,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from gptjax.data.objectives import Batch
-from gptjax.params import Params
-from gptjax.sharding import parts, platform
+from gptjax.params import Axes, Params
+from gptjax.sharding import constrain, current, parts, platform, use
 
 Apply = Callable[..., jax.Array]
 Sums = tuple[jax.Array, jax.Array]
+Read = Callable[..., Sums]
 LOGITS_BYTES = 2**28  # on a device: where they are larger, the head and its loss take the positions in parts
 LOGITS_BYTES_CPU = 2**23  # about what a cache holds
+AXES = {"embedding": ("vocab", "embed"), "head": ("embed", "vocab")}  # of what the logits are read with
 
 
 @jax.named_scope("loss")
@@ -48,7 +51,7 @@ def summed_loss(params: Params, batch: Batch, apply: Apply, z_loss: float) -> Su
     if n == 1:
         return read(params[name], rest, *read_by)
     cut = jax.tree.map(lambda a: a.reshape(a.shape[0], n, -1, *a.shape[2:]).swapaxes(0, 1), read_by)
-    return _summed(read, params[name], rest, *cut)
+    return _summed(read, AXES[name], params[name], rest, *cut)
 
 
 def head_parts(logits_BTV: tuple[int, ...]) -> int:
@@ -61,19 +64,44 @@ def head_parts(logits_BTV: tuple[int, ...]) -> int:
     return next((n for n in divisors if held <= n * limit), divisors[-1])
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _summed(read: Callable[..., Sums], head: Any, rest: Params, *cut: jax.Array) -> Sums:
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _summed(read: Read, axes: Axes, head: Any, rest: Params, *cut: jax.Array) -> Sums:
     """Sum `read` over parts. Its gradient is taken with its value, so that no part's logits are kept or made twice."""
     sums = jax.lax.map(lambda part: read(head, rest, *part), cut)
     return sums[0].sum(), sums[1].sum()
 
 
-def _value_and_gradients(read: Callable[..., Sums], head: Any, rest: Params, *cut: jax.Array) -> tuple[Sums, Any]:
+def _value_and_gradients(read: Read, axes: Axes, head: Any, rest: Params, *cut: jax.Array) -> tuple[Sums, Any]:
+    """Give every group of devices the whole head before its parts, and sum what the groups found after them.
+
+    Left to the compiler, a part may gather the head and reduce its gradient: n times for one.
+    """
+    layout, groups = current(), parts("batch")
+    if layout is None or groups == 1:
+        return _over_parts(read, axes, head, rest, *cut)
+    inside = replace(layout, rules=replace(layout.rules, batch=None, embed=None))
+    by_group = [a.reshape(a.shape[0], groups, -1, *a.shape[2:]) for a in cut]
+    by_group = [constrain(a, None, "batch", *(None,) * (a.ndim - 2)) for a in by_group]
+    with use(inside):
+        head = jax.tree.map(lambda w: constrain(w, *axes), head)
+        each = jax.vmap(
+            partial(_over_parts, read, axes),
+            in_axes=(None, None, 1, 1, 1),
+            out_axes=(0, (0, 1)),
+            spmd_axis_name=layout.rules.batch,
+        )
+        sums, (d_head, dx) = each(head, rest, *by_group)
+    d_head = jax.tree.map(lambda g: constrain(g.sum(0), *axes), d_head)
+    return jax.tree.map(jnp.sum, sums), (d_head, dx.reshape(cut[0].shape))
+
+
+def _over_parts(read: Read, axes: Axes, head: Any, rest: Params, *cut: jax.Array) -> tuple[Sums, Any]:
     def add(total: Any, part: tuple[jax.Array, ...]) -> tuple[Any, jax.Array]:
         def of(head: Any, x_BTD: jax.Array) -> Sums:
             return read(head, rest, x_BTD, *part[1:])
 
         sums, (d_head, dx_BTD) = jax.value_and_grad(of, argnums=(0, 1), has_aux=True)(head, part[0])
+        d_head = jax.tree.map(lambda g: constrain(g, *axes), d_head)
         return jax.tree.map(jnp.add, total, (sums, d_head)), dx_BTD
 
     zero = jnp.zeros(())
@@ -81,7 +109,7 @@ def _value_and_gradients(read: Callable[..., Sums], head: Any, rest: Params, *cu
     return sums, (d_head, dx)
 
 
-def _scaled_gradients(read: Callable[..., Sums], gradients: Any, cotangents: Sums) -> tuple[Any, ...]:
+def _scaled_gradients(read: Read, axes: Axes, gradients: Any, cotangents: Sums) -> tuple[Any, ...]:
     d_head, dx = jax.tree.map(lambda g: (g * cotangents[0]).astype(g.dtype), gradients)
     return d_head, None, dx, None, None
 
