@@ -32,8 +32,9 @@ from unittest import mock
 import jax
 import numpy as np
 import sentencepiece as spm
+from jax.sharding import NamedSharding, PartitionSpec
 
-from gptjax.data import loader as loader_module
+from gptjax.data import feed
 from gptjax.data import store as store_module
 from gptjax.data.corpora import documents
 from gptjax.data.loader import Loader
@@ -41,6 +42,7 @@ from gptjax.data.objectives import Batch
 from gptjax.data.store import build_store, open_store
 from gptjax.data.tokenizer import MODEL_FILE, train_sentencepiece
 from gptjax.files import write_json
+from gptjax.sharding import MeshConfig, make_mesh
 
 SHAPES = ((8, 64), (16, 256), (64, 1024))
 STEPS_PER_CALL = (1, 20)
@@ -173,11 +175,12 @@ def tokens_per_second(loader: Loader, steps: int, least: float = 0.2) -> float:
     """Take calls of so many steps from prefetch, its arrays left on the host, for at least so many seconds."""
     calls = [range(i * steps, (i + 1) * steps) for i in range(10_000)]
 
-    def stay(read: Callable[[np.ndarray], Batch], shape: tuple[int, ...], _: None) -> Batch:
+    def stay(read: Callable[[np.ndarray], Batch], shape: tuple[int, ...], _: NamedSharding) -> Batch:
         return jax.tree.map(np.ascontiguousarray, read(np.arange(shape[1])))
 
-    with mock.patch.object(loader_module, "spread", stay):
-        batches = loader_module.prefetch(loader, calls, None)  # type: ignore[arg-type]
+    nowhere = NamedSharding(make_mesh(MeshConfig()), PartitionSpec())
+    with mock.patch.object(feed, "spread", stay):
+        batches = feed.prefetch(loader, calls, nowhere)
         next(batches)  # the store is read here, if it is to be held
         done, began = 0, time.perf_counter()
         while (passed := time.perf_counter() - began) < least:

@@ -5,7 +5,8 @@
 Each alternative (peers.py) has a process of its own and waits there for its turn: A B C D A B C D. All start from our
 weights, see the same batches, and must agree on the losses of the first steps. FLOPs are the analytic ones of a
 training step, and the limit is what a matmul of the same machine reaches in the same turns. "kept" are alternatives
-with the allocator's settings that we run with (gptjax/allocator.py), which they do not have on their own.
+with the allocator's settings that we run with (gptjax/allocator.py), which they do not have on their own. "products" are
+the matmuls of the step alone, by jax or torch: what is left for everything else.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ CPU_SHAPES = (
     Shape(2048, 256, 6, 256, 4, 16),
 )
 GPU_SHAPES = (Shape(50304, 768, 12, 1024, 12, 32), Shape(50304, 2048, 24, 2048, 16, 4))
+LIMITS = ("matmul", "jax products", "torch products")
 STEPS, CHECKED = 3, 3  # steps of a turn, and steps whose losses are compared
 
 
@@ -96,13 +99,58 @@ def matmul(n: int, bfloat16: bool) -> Callable[[], float]:
     return rate
 
 
+def products(shape: Shape, by: str) -> Callable[[], float]:
+    """Give a function that says how long the matmuls of a step take one by one, and nothing else of it.
+
+    Each with its shapes: of every weight forward, and for the gradients of input and weight; of attention, causal, half
+    the time of its six products of whole (T, T).
+    """
+    import jax
+    import jax.numpy as jnp
+    import torch
+
+    d, tokens, heads = shape.d_model, shape.batch * shape.context, shape.batch * shape.heads
+    T, K = shape.context, d // shape.heads
+    weights = [(d, 3 * d), (d, d), (d, 4 * d), (4 * d, d)] * shape.layers + [(d, shape.vocab)]
+    wanted: Counter[tuple[int, ...]] = Counter()
+    for k, n in weights:
+        wanted.update([(tokens, k, n), (tokens, n, k), (k, tokens, n)])
+    half = {(heads, T, K, T): 3 * shape.layers / 2, (heads, T, T, K): 3 * shape.layers / 2}
+    rng = np.random.default_rng(0)
+
+    def function(sizes: tuple[int, ...]) -> Callable[[], Any]:
+        *batch, m, k, n = sizes
+        a, b = (rng.standard_normal((*batch, *ends), np.float32) for ends in ((m, k), (k, n)))
+        if by == "torch":
+            x, y = torch.from_numpy(a), torch.from_numpy(b)
+            return lambda: x @ y
+        x, y = jnp.asarray(a), jnp.asarray(b)
+        multiply = jax.jit(jnp.matmul)
+        return lambda: multiply(x, y).block_until_ready()
+
+    times = {**wanted, **half}
+    functions = {sizes: function(sizes) for sizes in times}
+
+    def seconds() -> float:
+        total = 0.0
+        for sizes, call in functions.items():
+            call()
+            start = time.perf_counter()
+            for _ in range(3):
+                call()
+            total += times[sizes] * (time.perf_counter() - start) / 3
+        return total
+
+    return seconds
+
+
 def serve(name: str, shape: Shape, weights: Path, bfloat16: bool, pipe: Any) -> None:
     """Build one alternative; then take a turn whenever asked, and answer with seconds and losses."""
-    if name == "matmul":
-        rate = matmul(8192 if bfloat16 else 1024, bfloat16)
-        pipe.send(("jax", 0))
+    if name in LIMITS:
+        limit = matmul(8192 if bfloat16 else 1024, bfloat16) if name == "matmul" else products(shape, name.split()[0])
+        pipe.send(("", []))
         while pipe.recv():
-            pipe.send((rate(), []))
+            pipe.send((limit(), []))
         return
     if name == "ours":
         step = ours(shape, weights, bfloat16)
@@ -154,7 +202,7 @@ def measure(shape: Shape, names: list[str], turns: int, bfloat16: bool) -> dict[
             said[name] = pipes[name].recv()
     first = np.asarray(said["ours"][1])
     for name in names:
-        if name != "matmul":
+        if name not in LIMITS:
             assert np.allclose(said[name][1], first, rtol=2e-2 if bfloat16 else 1e-4), (name, said[name][1], first)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(turns):
@@ -166,7 +214,7 @@ def measure(shape: Shape, names: list[str], turns: int, bfloat16: bool) -> dict[
     rates = seconds.pop("matmul")
     return {
         "shape": vars(shape),
-        "versions": {name: said[name][0] for name in seconds},
+        "versions": {name: said[name][0] for name in seconds if name not in LIMITS},
         "ms": {name: [round(1e3 * s, 3) for s in series] for name, series in seconds.items()},
         "matmul_gflops": [round(rate / 1e9, 1) for rate in rates],
         "gflop": flops(shape) / 1e9,
@@ -196,14 +244,15 @@ def main() -> None:
     if not gpu:
         os.environ["JAX_PLATFORMS"] = "cpu"
     peers = ["torch", "torch.compile"] + ([] if gpu else ["torch, kept", "torch.compile, kept", "linen"])
-    names = ["matmul", "ours"] + (args.names.split(";") if args.names else peers)
+    limits = ["matmul"] if gpu else [*LIMITS]
+    names = [*limits, "ours"] + (args.names.split(";") if args.names else peers)
     shapes = GPU_SHAPES if gpu else CPU_SHAPES
     chosen = [shapes[int(i)] for i in args.shapes.split(",")] if args.shapes else shapes
     found = []
     for shape in chosen:
         found.append(measure(shape, names, args.turns, bfloat16=gpu))
         show(found[-1])
-    for name in found[0]["ms"]:
+    for name in [name for name in found[0]["ms"] if name not in LIMITS]:
         ratios = [statistics.median(f["ms"][name]) / statistics.median(f["ms"]["ours"]) for f in found]
         print(f"{name:20s} geometric mean {statistics.geometric_mean(ratios):.2f} of ours")
     if args.json:

@@ -1,12 +1,12 @@
 """How long a sweep takes: ours against the conventional way, each (N, D) a process with a cosine run of its own.
 
-    python benchmarks/sweep.py [--full] [--json FILE] [--figure FILE]
+    python benchmarks/sweep.py [--full] [--seeds N] [--workers N] [--json FILE] [--figure FILE]
 
 Both train the same cells on the same text, with as many processes at once, a core each: the quick sweep's recipe, at
 three sizes and three budgets, or with --full at all of them. Ours begins with no compiled programs and keeps them from
 then on; the conventional way compiles in every process. The data are tokenized before. What cosine runs reach is
 compared with what the cooled-down branches reach, cell by cell: a run for each cell would be worth its cost only if it
-reached less.
+reached less. With several seeds each cell is trained as often; one worker may then pack them (train/pack.py).
 """
 
 import argparse
@@ -42,7 +42,7 @@ use_compilation_cache()
 from gptjax.sweep.local import execute
 from gptjax.sweep.plan import Plan
 if __name__ == "__main__":
-    execute(Plan.load(Path(sys.argv[1])), Path(sys.argv[2]), workers=int(sys.argv[3]))
+    execute(Plan.load(Path(sys.argv[1])), Path(sys.argv[2]), workers=int(sys.argv[3]), pack=int(sys.argv[4]))
 """
 CONVENTIONAL = """
 import sys
@@ -53,14 +53,14 @@ train(load_config(Path(sys.argv[1])), Path(sys.argv[2]))
 """
 
 
-def sweep_of(full: bool) -> SweepConfig:
+def sweep_of(full: bool, seeds: int) -> SweepConfig:
     sweep: SweepConfig = runpy.run_path(str(QUICK))["sweep"]()
     if not full:
         sweep = replace(sweep, sizes=SMALL_SIZES, budgets=SMALL_BUDGETS, tokens_per_param=(2.0, 1000.0))
-    return replace(sweep, holdout=0.0, holdout_sizes=())
+    return replace(sweep, holdout=0.0, holdout_sizes=(), seeds=tuple(range(seeds)))
 
 
-def ours(sweep: SweepConfig, folder: Path) -> tuple[float, dict[str, float]]:
+def ours(sweep: SweepConfig, folder: Path, workers: int) -> tuple[float, dict[str, float]]:
     """Train the sweep with its own executor; return seconds and each cell's loss."""
     plan = make_plan(sweep)
     plan.save(folder / "the_plan.json")
@@ -68,7 +68,7 @@ def ours(sweep: SweepConfig, folder: Path) -> tuple[float, dict[str, float]]:
     environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}
     command = [sys.executable, str(folder / "ours.py"), str(folder / "the_plan.json"), str(folder / "sweep")]
     start = time.perf_counter()
-    subprocess.run([*command, str(sweep.workers)], check=True, env=environment, cwd=ROOT)
+    subprocess.run([*command, str(workers), str(sweep.pack)], check=True, env=environment, cwd=ROOT)
     seconds = time.perf_counter() - start
     rows = Ledger(folder / "sweep").rows()
     return seconds, {run.name: rows[run.name]["loss"] for run in plan.runs if run.role == "cell"}
@@ -122,14 +122,16 @@ def draw(path: Path, sweep: SweepConfig, branch: dict[str, float], cosine: dict[
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--full", action="store_true")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--workers", type=int, help="of ours; the conventional way has a process for every core")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    sweep = sweep_of(args.full)
+    sweep = sweep_of(args.full, args.seeds)
     open_stores(sweep.base.data)
     with tempfile.TemporaryDirectory() as folder:
-        fast, branch = ours(sweep, Path(folder))
+        fast, branch = ours(sweep, Path(folder), args.workers or sweep.workers)
         slow, cosine = conventional(sweep, Path(folder))
     for name, loss in branch.items():
         print(f"{name:24s} branch {loss:.4f}, cosine {cosine[name]:.4f}: {loss - cosine[name]:+.4f}")

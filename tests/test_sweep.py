@@ -31,6 +31,7 @@ from gptjax.sweep.loop import run_sweep, write_tables
 from gptjax.sweep.plan import Plan, SweepConfig, describe, holdout_run, make_plan
 from gptjax.sweep.rules import always, power
 from gptjax.train.optim import OptimConfig
+from gptjax.train.pack import Run
 from gptjax.train.result import Result
 
 BUDGETS = (2e8, 4e8, 8e8)
@@ -321,7 +322,8 @@ def test_the_whole_loop_predicts_before_it_trains(cache, tmp_path, monkeypatch):
     law, noise = ChinchillaLaw(A=40.0, B=60.0, E=1.3, alpha=0.33, beta=0.31), np.random.default_rng(0)
     order = []
 
-    def planted(config: RunConfig, directory: Path, **_: object) -> Result:
+    def planted(config: RunConfig, directory: Path, *_: object, **__: object) -> Run[Result]:
+        yield from ()
         counted, tokens = count(config.model), config.steps * config.tokens_per_step
         loss = float(law.loss(counted.total, tokens) * np.exp(0.003 * noise.standard_normal()))
         order.append((directory.name, (tmp_path / "prediction.json").exists()))
@@ -331,7 +333,8 @@ def test_the_whole_loop_predicts_before_it_trains(cache, tmp_path, monkeypatch):
         losses = {"loss": loss, "loss_se": 0.003, "bits_per_byte": loss, "evals": {}}
         return Result("done", "", **facts, flops_per_token=per_token, **lengths, **losses, seconds=1.0, device="none")
 
-    monkeypatch.setattr("gptjax.sweep.execute.train", planted)
+    monkeypatch.setattr("gptjax.sweep.execute.training", planted)
+    monkeypatch.setattr("gptjax.sweep.execute.compile_ahead", lambda _: None)
     cosine = replace(tiny(cache, "cosine"), sizes=(4, 6, 8, 12, 16, 24, 32), budgets=(4e8, 1.6e9, 6.4e9, 2.56e10))
     wide = replace(cosine, tokens_per_param=(1.0, 400.0), holdout=8e10, holdout_sizes=(16, 24, 32, 48))
     page = run_sweep(wide, tmp_path, execute)

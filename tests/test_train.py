@@ -17,12 +17,13 @@ import pytest
 
 from gptjax.config import EvalConfig, InitFrom, RunConfig, SaveConfig, to_json
 from gptjax.data.corpora import markov_entropy
-from gptjax.data.loader import DataConfig, Source, open_stores, prefetch
+from gptjax.data.feed import prefetch
+from gptjax.data.loader import DataConfig, Source, open_stores
 from gptjax.errors import BadInput
 from gptjax.models.gpt import GPTConfig
 from gptjax.sharding import Layout, MeshConfig, make_mesh
 from gptjax.train.checkpoint import Checkpoints
-from gptjax.train.loop import PREEMPTED, Preempted, make_loader, train
+from gptjax.train.loop import PREEMPTED, Preempted, compile_ahead, make_loader, train
 from gptjax.train.metrics import read_metrics
 from gptjax.train.optim import OptimConfig, cooldown_start, without_schedule
 from gptjax.train.profile import traced
@@ -256,3 +257,18 @@ def test_calls_after_the_first_are_recorded_also_when_a_run_ends_early(calls, ta
     seen = [batch for _, batch in zip(range(taken), batches, strict=False) if open_at]
     batches.close()
     assert seen == list(recorded) and not open_at
+
+
+def test_what_is_compiled_ahead_is_not_compiled_again(config, tmp_path, caplog):
+    other = replace(config, z_loss=1e-3, steps=8, evaluate=EvalConfig(sequences=24, batch=8))  # programs of its own
+
+    def compiled() -> set[str]:
+        names = {record.getMessage().partition("jit(")[2].partition(")")[0] for record in caplog.records}
+        caplog.clear()
+        return names & {"train", "evaluate", "init"}
+
+    with jax.log_compiles():
+        compile_ahead(other)
+        assert compiled() >= {"train", "evaluate"}
+        train(other, tmp_path / "run")
+        assert not compiled()

@@ -50,6 +50,6 @@ def sweep() -> SweepConfig:
         tokens_per_param=(2.2, 150.0),
         holdout=9e12,
         holdout_sizes=(64, 72, 80, 88, 96, 104, 112, 120, 128),
-        speed=Speed(7.5e10, 2e-3, 3.0),
+        speed=Speed(5.5e10, 2.5e-3, 3.0),
         workers=2,
     )

@@ -93,7 +93,7 @@ def run_sweep(args: argparse.Namespace) -> None:
     workers = sweep.workers if args.workers is None else args.workers
     if workers < 1:
         raise BadInput(f"--workers {workers} must be at least 1")
-    execute = executor(args, workers)
+    execute = executor(args, workers, sweep.pack)
     if args.dry_run:
         print(describe(sweep, workers))
         if topology:
@@ -108,14 +108,14 @@ def run_sweep(args: argparse.Namespace) -> None:
             print(report)
 
 
-def executor(args: argparse.Namespace, workers: int) -> "Executor":
+def executor(args: argparse.Namespace, workers: int, pack: int) -> "Executor":
     """Return the executor that was asked for, with what its runs ask for; BadInput where its package is missing."""
     if args.executor == "local":
         from gptjax.sweep.local import execute
 
         if args.resource:
             raise BadInput(f"--resource {args.resource[0]} is for --executor slurm or ray; local takes --workers")
-        return partial(execute, workers=workers)
+        return partial(execute, workers=workers, pack=pack)
     if args.workers is not None:
         raise BadInput(f"--workers {args.workers} is for --executor local; {args.executor} takes --resource")
     package = {"slurm": "submitit", "ray": "ray"}[args.executor]

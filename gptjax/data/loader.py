@@ -2,16 +2,13 @@
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from gptjax.data.objectives import Batch, causal
 from gptjax.data.store import TokenStore, build_store, open_store
@@ -118,13 +115,17 @@ class Loader:
         """Return these rows of the batch of a step, (rows, seq): the same whoever asks for them."""
         return jax.tree.map(lambda x: x[0], self.read(range(step, step + 1), rows))
 
-    def read(self, steps: range, rows: np.ndarray) -> Batch:
-        """Return these rows of the batches of successive steps, (steps, rows, seq)."""
+    def sequences(self, steps: range, rows: np.ndarray) -> np.ndarray:
+        """Return the source and the window of these rows of successive steps, (2, steps * rows)."""
         first, last = steps.start * self.batch // BLOCK, (steps.stop * self.batch - 1) // BLOCK
         orders = [_order(block, self.seed, self.counts, self.n_windows) for block in range(first, last + 1)]
         sequence = np.add.outer(np.arange(steps.start, steps.stop) * self.batch - first * BLOCK, rows).ravel()
-        source, window = np.concatenate(orders, axis=1)[:, sequence]
-        windows = np.empty((len(sequence), self.seq_len + 1), np.int32)
+        return np.concatenate(orders, axis=1)[:, sequence]
+
+    def read(self, steps: range, rows: np.ndarray) -> Batch:
+        """Return these rows of the batches of successive steps, (steps, rows, seq)."""
+        source, window = self.sequences(steps, rows)
+        windows = np.empty((len(source), self.seq_len + 1), np.int32)
         for k, store in enumerate(self.stores):
             mine = source == k
             windows[mine] = store.windows("train", window[mine] * self.seq_len, self.seq_len + 1)
@@ -150,41 +151,6 @@ def validation_batches(store: TokenStore, sequences: int, batch: int, seq_len: i
         store.windows("validation", starts, seq_len + 1), store.tokenizer.bos, separate_documents=separate_documents
     )
     return jax.tree.map(lambda x: x.reshape(-1, batch, seq_len), flat)
-
-
-def spread(read: Callable[[np.ndarray], Batch], shape: tuple[int, ...], sharding: NamedSharding) -> Batch:
-    """Make global arrays (S, B, T) from what `read` returns of rows of B, (S, rows, T).
-
-    A process asks only for the rows that its own devices hold.
-    """
-    if sharding.is_fully_addressable:
-        return jax.device_put(read(np.arange(shape[1])), sharding)
-    indices = sharding.addressable_devices_indices_map(shape).values()
-    held = [np.arange(shape[1])[index[1]] for index in indices if index]
-    rows = np.unique(np.concatenate(held))
-
-    def place(x: np.ndarray) -> jax.Array:
-        def part(index: Any) -> np.ndarray:
-            first, stop, _ = index[1].indices(shape[1])
-            return x[index[0], np.searchsorted(rows, first) : np.searchsorted(rows, stop), index[2]]
-
-        return jax.make_array_from_callback(shape, sharding, part)
-
-    return jax.tree.map(place, read(rows))
-
-
-def prefetch(loader: Loader, calls: Sequence[range], sharding: NamedSharding) -> Iterator[Batch]:
-    """Yield the stacked, placed batches of each call's steps, prepared two calls ahead by a thread."""
-
-    def prepare(steps: range) -> Batch:
-        return spread(partial(loader.read, steps), (len(steps), loader.batch, loader.seq_len), sharding)
-
-    with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(prepare, steps) for steps in calls[:2]]
-        for i in range(len(calls)):
-            yield pending.pop(0).result()
-            if i + 2 < len(calls):
-                pending.append(pool.submit(prepare, calls[i + 2]))
 
 
 def open_stores(config: DataConfig) -> tuple[TokenStore, ...]:

@@ -22,8 +22,9 @@ class Batch:
     segments: Array | None = None
 
 
-def causal(windows: np.ndarray, bos: int, *, separate_documents: bool = False) -> Batch:
-    """Predict each token from those before it; windows are (..., seq + 1) and documents begin with `bos`."""
+def causal(windows: Array, bos: int, *, separate_documents: bool = False) -> Batch:
+    """Predict each token from those before it; windows are (..., seq + 1), documents begin with `bos`."""
+    xp = windows.__array_namespace__()
     inputs, targets = windows[..., :-1], windows[..., 1:]
-    segments = np.cumsum(inputs == bos, axis=-1, dtype=np.int32) if separate_documents else None
-    return Batch(inputs, targets, np.ones(targets.shape, np.float32), segments)
+    segments = xp.cumsum(inputs == bos, axis=-1, dtype=xp.int32) if separate_documents else None
+    return Batch(inputs, targets, xp.ones(targets.shape, xp.float32), segments)

@@ -1,17 +1,19 @@
-"""What all executors share: what is pending, how far it is, and `work`, which takes runs one at a time, each once.
+"""What all executors share: what is pending, how far it is, and `work`, which takes the runs, each once.
 
 An executor is a function of a plan and a directory that returns when every run of the plan is done or failed: of
 local.py processes of this machine, of slurm.py jobs, of ray.py tasks.
 """
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
 from gptjax import storage
+from gptjax.config import RunConfig
 from gptjax.data.loader import open_stores
 from gptjax.errors import BadInput
 from gptjax.hosts import agree, is_first, preempted
@@ -20,8 +22,10 @@ from gptjax.question import fingerprint
 from gptjax.sweep.ledger import Ledger, Row
 from gptjax.sweep.plan import Plan, PlannedRun
 from gptjax.train.checkpoint import damage
-from gptjax.train.loop import PREEMPTED, Preempted, catch_sigterm, train
+from gptjax.train.loop import PREEMPTED, Preempted, catch_sigterm, compile_ahead, training
 from gptjax.train.metrics import read_metrics
+from gptjax.train.optim import without_schedule
+from gptjax.train.pack import Run, advance
 
 Executor = Callable[[Plan, Path], None]
 POLL_SECONDS = 0.5
@@ -69,58 +73,94 @@ def status(directory: Path) -> str:
     return "\n".join([*lines, ", ".join(f"{n} {state}" for state, n in counts.items())])
 
 
-def work(plan: Plan, directory: Path, only: Collection[str] | None = None, position: int = 0) -> None:
-    """Take pending runs one at a time until none is left: branches of trunks trained here first, then the costliest.
+def work(
+    plan: Plan,
+    directory: Path,
+    only: Collection[str] | None = None,
+    position: int = 0,
+    pack: int = 1,
+    ahead: bool = False,
+) -> None:
+    """Take pending runs until none is left: branches of trunks trained here first, then the costliest.
 
-    With `only`, runs of other names are left alone. A run that another worker holds is waited for, and taken over when
-    that one is gone; one that another took over while this process stood still is left to it. All processes of one job
-    call this together; the first decides for all.
+    They are taken one at a time, or up to `pack` of one shape (train/pack.py). With `ahead`, what comes next is
+    compiled meanwhile. With `only`, runs of other names are left alone. A run that another worker holds is waited for,
+    and taken over when that one is gone; one that another took over while this process stood still is left to it. All
+    processes of one job call this together; the first decides for all.
     """
     ledger = Ledger(directory)
     runs = {run.name: run for run in plan.runs}
     mine: set[str] = set()
-    lease: Lease | None = None
+    leases: dict[str, Lease | None] = {}
     costs = {run.name: sum(r.seconds for r in plan.runs if run.name in (r.name, r.parent)) for run in plan.runs}
 
-    def take(held: ExitStack) -> str | None:
-        """Lock a run that is ready and return its name, "" if others hold them all, None if nothing is left to do."""
-        nonlocal lease
-        todo = [run for run in pending(plan, ledger) if only is None or run.name in only]
-        rows = ledger.rows()
-        ready = [run for run in todo if run.parent is None or run.parent in rows]
-        for run in sorted(ready, key=lambda run: (run.parent not in mine, -costs[run.name])):
-            lease = held.enter_context(ledger.try_lock(run.name))
-            if lease and run.name not in ledger.rows():
-                return run.name
-            held.close()
-        if todo:
-            time.sleep(POLL_SECONDS)
-        return "" if todo else None
+    def todo() -> list[PlannedRun]:
+        """Return the pending runs in the order in which to take them."""
+        left = [run for run in pending(plan, ledger) if only is None or run.name in only]
+        return sorted(left, key=lambda run: (run.parent not in mine, -costs[run.name]))
 
-    with catch_sigterm() as terminated:
+    def take(held: ExitStack) -> list[str] | None:
+        """Lock runs that are ready and return their names, [] if others hold them all, None if nothing is left."""
+        left, rows = todo(), ledger.rows()
+        taken: list[PlannedRun] = []
+        for run in (run for run in left if run.parent is None or run.parent in rows):
+            if taken and shape(run.config) != shape(taken[0].config):
+                continue
+            with ExitStack() as attempt:
+                leases[run.name] = attempt.enter_context(ledger.try_lock(run.name))
+                if leases[run.name] and run.name not in ledger.rows():
+                    taken.append(run)
+                    held.push(attempt.pop_all())
+            if len(taken) == pack:
+                break
+        if left and not taken:
+            time.sleep(POLL_SECONDS)
+        return [run.name for run in taken] if left else None
+
+    def compile_next(names: list[str]) -> None:
+        now = {shape(runs[name].config) for name in names}
+        for run in [run for run in todo() if shape(run.config) not in now][:1]:
+            compiler.submit(compile_ahead, run.config)
+
+    with catch_sigterm() as terminated, ThreadPoolExecutor(1) as compiler:
         while True:
-            with ExitStack() as held, suppress(Lost):
-                name = agree(partial(take, held))
-                if name is None:
+            with ExitStack() as held:
+                names = agree(partial(take, held))
+                if names is None:
                     return
-                if name:
-                    finish(runs[name], ledger, directory, position, lease)
-                    mine.add(name)
+                if ahead and names:
+                    compile_next(names)
+                advance(
+                    [
+                        finish(runs[name], ledger, directory, terminated, position + i, leases.get(name))
+                        for i, name in enumerate(names)
+                    ]
+                )
+                mine.update(names)
             if preempted(terminated):
                 raise Preempted(PREEMPTED)
 
 
-def finish(run: PlannedRun, ledger: Ledger, directory: Path, position: int, lease: Lease | None) -> None:
+def shape(config: RunConfig) -> Hashable:
+    """What runs have in common that one compiled call may train: all but seed, schedule, horizon and beginning."""
+    ways = (config.accumulate, config.steps_per_call, config.mesh, config.rules)
+    return config.model, without_schedule(config.optim), config.z_loss, config.batch, config.data, *ways
+
+
+def finish(
+    run: PlannedRun, ledger: Ledger, directory: Path, terminated: list[int], position: int, lease: Lease | None
+) -> Run[None]:
     """Train a run and write its row; the first process of the job holds its lease."""
     c = run.config
     facts = {"run": run.name, "role": run.role, "size": run.size, "budget": run.budget, "fingerprint": fingerprint(c)}
     if c.init_from and damage(directory / "runs" / c.init_from.run / "checkpoints", c.init_from.step):
         agree(partial(give_up, c.init_from.run, facts, ledger))
         return
-    result = train(c, directory / "runs" / run.name, position=position, lease=lease)
-    confirm(lease, directory / "runs" / run.name)
-    if is_first():
-        ledger.append({**facts, "batch": c.batch, "lr": c.optim.lr, "b2": c.optim.b2, **asdict(result)})
+    with suppress(Lost):
+        result = yield from training(c, directory / "runs" / run.name, terminated, position=position, lease=lease)
+        confirm(lease, directory / "runs" / run.name)
+        if is_first():
+            ledger.append({**facts, "batch": c.batch, "lr": c.optim.lr, "b2": c.optim.b2, **asdict(result)})
 
 
 def give_up(trunk: str, facts: Row, ledger: Ledger) -> None:

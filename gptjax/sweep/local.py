@@ -19,11 +19,13 @@ from gptjax.train.checks import check_shapes
 from gptjax.train.loop import catch_sigterm
 
 
-def execute(plan: Plan, directory: Path, workers: int = 1) -> None:
+def execute(plan: Plan, directory: Path, workers: int = 1, pack: int = 1) -> None:
     """Train every run of the plan that the ledger lacks; returns when all are done or failed.
 
     A run that another process holds is left to it and waited for. Several workers share out the CPU's cores; an
-    accelerator has one, and so has a job of several processes. SIGTERM saves what is in progress and exits with 75.
+    accelerator has one, and so has a job of several processes. A worker alone on its devices compiles what comes next
+    while it trains, and may train up to `pack` runs of one shape together. SIGTERM saves what is in progress and exits
+    with 75.
     """
     for run in plan.runs:
         check_shapes(run.config, Layout(make_mesh(run.config.mesh), run.config.rules))
@@ -31,7 +33,7 @@ def execute(plan: Plan, directory: Path, workers: int = 1) -> None:
     if agree(lambda: not pending(plan, ledger)):
         return
     if workers == 1 or several() or jax.default_backend() != "cpu":
-        return work(plan, directory)
+        return work(plan, directory, pack=1 if several() else pack, ahead=not several())
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     spawn = multiprocessing.get_context("spawn")
     processes = [spawn.Process(target=_worker, args=(plan, directory, i, cores[i::workers])) for i in range(workers)]

@@ -61,6 +61,7 @@ class SweepConfig:
     holdout_sizes: tuple[Hashable, ...] = ()  # candidates: the nearest to the predicted optimum is trained
     speed: Speed = Speed(2e10)
     workers: int = 1  # processes on this machine, each on its share of the cores
+    pack: int = 8  # runs of one shape that a process alone on its devices may train together; 1: none
 
     def __post_init__(self) -> None:
         for name in ("lr", "batch_tokens", "b2", "warmup_tokens"):
@@ -79,6 +80,9 @@ class SweepConfig:
         if any(not x > 0 for x in (*self.budgets, *self.horizons, *([self.holdout] if self.holdout else []))):
             given = f"budgets {self.budgets}, horizons {self.horizons} and holdout {self.holdout}"
             raise BadInput(f"{given} are FLOPs, tokens and FLOPs, and must be above 0")
+        for name in ("workers", "pack"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} = {getattr(self, name)} must be at least 1")
         if self.holdout and not self.holdout_sizes:
             raise BadInput("holdout needs holdout_sizes to choose its model from; give at least one size")
 

@@ -7,20 +7,21 @@ result.json once it is done.
 import itertools
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from gptjax import hosts
 from gptjax.allocator import keep_freed_memory
 from gptjax.config import RunConfig, from_json, to_json
-from gptjax.data.loader import Loader, open_stores, prefetch
+from gptjax.data.feed import prefetch
+from gptjax.data.loader import Loader, open_stores
 from gptjax.data.store import TokenStore
+from gptjax.errors import BadInput
 from gptjax.files import plain, write_json
 from gptjax.hosts import PREEMPTED
 from gptjax.leases import Lease, confirm, confirm_alone
@@ -29,32 +30,47 @@ from gptjax.train.checkpoint import Checkpoints, restore
 from gptjax.train.checks import check_origins, check_shapes, claim
 from gptjax.train.metrics import Diverged, Log, MetricsWriter
 from gptjax.train.optim import learning_rates, without_schedule
+from gptjax.train.pack import Call, Run, advance
 from gptjax.train.profile import traced
-from gptjax.train.result import Evals, Result, data_digest, read_result, summarize
+from gptjax.train.result import Result, data_digest, read_result, summarize
 from gptjax.train.state import TrainState
 from gptjax.train.step import Programs, make_programs
-from gptjax.train.validation import Validation, evaluate
+from gptjax.train.validation import Evaluation, Validation, evaluate
 
 
 class Preempted(SystemExit):
     """SIGTERM came; everything done so far is saved."""
 
 
-def train(
-    config: RunConfig, directory: Path, *, position: int = 0, lease: Lease | None = None, profile: bool = False
-) -> Result:
+def train(config: RunConfig, directory: Path, *, profile: bool = False) -> Result:
     """Train a run in its directory, or go on where it stopped; a finished run is returned as it is.
 
     Raises BadInput for what the config cannot be, Preempted (exit code 75) after SIGTERM, and Lost (75) when this
-    process stood still and another took the run over. `position` is the line of its progress bar; `lease` that of the
-    directory, if the caller has taken it; `profile` records a few calls in profile/. A run that diverges is a result
-    too: status "failed", with the reason. Where several processes are one job (hosts.py), all call this, and the first
-    alone writes.
+    process stood still and another took the run over. A run that diverges is a result too: status "failed", with the
+    reason. `profile` records a few calls in profile/. Where several processes are one job (hosts.py), all call this,
+    and the first alone writes.
+    """
+    with catch_sigterm() as preempted:
+        return advance([training(config, directory, preempted, profile=profile)])[0]
+
+
+def training(
+    config: RunConfig,
+    directory: Path,
+    preempted: list[int],
+    *,
+    position: int = 0,
+    lease: Lease | None = None,
+    profile: bool = False,
+) -> Run[Result]:
+    """Train as `train` does, but ask for each call of the device, so that others may have their turns or share it.
+
+    `preempted` is what `catch_sigterm` gave; `position` is the line of the progress bar; `lease` is that of the
+    directory, if the caller has taken it.
     """
     if finished := hosts.agree(lambda: plain(read_result(directory, config))):
         return from_json(Result, finished)
     with ExitStack() as stack:
-        preempted = stack.enter_context(catch_sigterm())
         layout = Layout(make_mesh(config.mesh), config.rules)
         if layout.platform == "cpu":
             keep_freed_memory()
@@ -64,9 +80,8 @@ def train(
         hosts.check_same([to_json(alike), data_digest(stores), jax.__version__], "config, data or jax")
         check_origins(config, directory, stores)
         loader = make_loader(config, stores)
-        settings = (without_schedule(config.optim), layout, config.z_loss, config.accumulate)
-        programs = make_programs(config.model, *settings)
-        validation = [Validation.of(store, config, programs) for store in stores]
+        programs = programs_of(config, layout)
+        validation = tuple(Validation.of(store, config, programs) for store in stores)
         mine = stack.enter_context(claim(directory, config, stores, lease)), directory
         saving = Checkpoints(directory / "checkpoints", config.save, partial(confirm_alone, *mine))
         checkpoints = stack.enter_context(saving)
@@ -78,36 +93,60 @@ def train(
         if profile:
             batches = traced(batches, len(calls), directory / "profile")
         step, reason = first, ""
-        evals: Evals = {}
+        evaluation: Evaluation | None = None
         try:
             for steps, batch in zip(calls, batches, strict=True):
                 rates = learning_rates(config.optim, steps.start, steps.stop, config.steps)
-                state, outputs = programs.train(state, batch, rates)
+                state, outputs = yield Call(programs, state, batch, rates, config.steps - steps.stop)
                 log(steps, outputs, rates)  # reads the call before: the host never waits for this one
-                step, loss = steps.stop, None
+                step, evaluation = steps.stop, None
                 if due(step, config.evaluate.every) or step == config.steps:
-                    evals = evaluate(validation, programs, state)
-                    loss = float(np.average([values["loss"] for values in evals.values()], weights=loader.weights))
-                    log.evals(step, evals)
+                    evaluation = evaluate(validation, programs, state)
+                    log.evaluated(step, evaluation)
                 stop = hosts.preempted(preempted) and step < config.steps
                 if due(step, config.save.every) or step in config.save.at or step == config.steps or stop:
                     confirm(*mine)
                     log.flush()  # no step is saved whose metrics are not
                     metrics.flush()
-                    checkpoints.save(step, state, loss)
+                    checkpoints.save(step, state, evaluation.loss(loader.weights) if evaluation else None)
                 if stop:
                     checkpoints.wait()
                     raise Preempted(PREEMPTED)
             log.flush()
-            evals = evals or evaluate(validation, programs, state)  # it died between its last save and its result
+            evaluation = evaluation or evaluate(validation, programs, state)  # it died between last save and result
         except Diverged as error:
-            step, reason, evals = log.step, str(error), {}
+            step, reason, evaluation = log.step, str(error), None
         checkpoints.wait()
         confirm(*mine)
         metrics.flush()
+        evals = evaluation.values if evaluation else {}
         result = summarize(config, stores, loader, step, evals, reason, log.seconds)
         hosts.agree(lambda: write_json(directory / "result.json", plain(result)))
     return result
+
+
+def programs_of(config: RunConfig, layout: Layout) -> Programs:
+    return make_programs(config.model, without_schedule(config.optim), layout, config.z_loss, config.accumulate)
+
+
+def compile_ahead(config: RunConfig) -> None:
+    """Compile what a run will call, so that it finds it compiled when it begins; a run that cannot be compiles nothing.
+
+    Its validation may turn out to have fewer windows than asked for; then that program alone is compiled again.
+    """
+    with suppress(BadInput):
+        programs, T, e = (
+            programs_of(config, Layout(make_mesh(config.mesh), config.rules)),
+            config.model.context,
+            config.evaluate,
+        )
+        segments = config.data.separate_documents
+        state, batch, rates = programs.example(config.steps_per_call, config.batch, T, segments=segments)
+        _, windows, _ = programs.example(e.sequences // e.batch, e.batch, T, segments=segments)
+        programs.train.lower(state, batch, rates).compile()  # type: ignore[attr-defined]
+        programs.evaluate.lower(state.params, windows).compile()  # type: ignore[attr-defined]
+        if config.init_from is None:
+            programs.init.lower(jax.random.key(config.seed)).compile()  # type: ignore[attr-defined]
 
 
 def due(step: int, every: int) -> bool:

@@ -22,6 +22,8 @@ from gptjax.files import write_file
 from gptjax.models.count import flops_per_token
 from gptjax.question import fingerprint
 from gptjax.storage import is_remote
+from gptjax.train.result import Evals
+from gptjax.train.validation import Evaluation
 
 
 @cache
@@ -110,6 +112,7 @@ class Log:
         self.flops_per_step = config.tokens_per_step * flops
         self.began = self.mark = time.perf_counter()
         self.pending: tuple[range, Any, np.ndarray] | None = None
+        self.evaluation: tuple[int, Evaluation] | None = None  # of the pending call's last step
         self.uniform = math.log(config.model.vocab_size)
         self.step = first  # the last whose loss was read
         bar = {"desc": metrics.path.parent.name, "unit": "step", "position": position, "leave": False}
@@ -129,11 +132,21 @@ class Log:
         self.flush()
         self.pending = (steps, outputs, rates)
 
+    def evaluated(self, step: int, evaluation: Evaluation) -> None:
+        """Take an evaluation of the step that the pending call reached."""
+        self.evaluation = step, evaluation
+
     def flush(self) -> None:
-        """Read the pending call; write what falls on `log_every`; raise Diverged if the loss is lost."""
-        if self.pending is None:
-            return
-        (steps, outputs, rates), self.pending = self.pending, None
+        """Read the pending call and its evaluation, and write what is to be written; Diverged if a loss is lost."""
+        pending, self.pending = self.pending, None
+        evaluation, self.evaluation = self.evaluation, None
+        if pending:
+            self._read(*pending)
+        if evaluation:
+            self._write_evals(evaluation[0], evaluation[1].values)
+
+    def _read(self, steps: range, outputs: Any, rates: np.ndarray) -> None:
+        """Write of a call's steps those that fall on `log_every`."""
         losses, norms = (np.asarray(outputs[name], np.float64) for name in ("loss", "grad_norm"))
         every, now = self.config.log_every, time.perf_counter()
         per_second, self.mark = len(steps) / max(now - self.mark, 1e-9), now
@@ -163,9 +176,7 @@ class Log:
         shown = {"loss": f"{loss:.3f}", "tok/s": f"{tokens_per_second:,.0f}"}
         self.bar.set_postfix(shown | ({"mfu": f"{mfu:.1%}"} if math.isfinite(mfu) else {}), refresh=False)
 
-    def evals(self, step: int, evals: dict[str, dict[str, float]]) -> None:
-        """Write an evaluation, after the training metrics of the steps before it."""
-        self.flush()
+    def _write_evals(self, step: int, evals: Evals) -> None:
         named = {f"eval/{name}/{key}": value for name, values in evals.items() for key, value in values.items()}
         self.metrics.write(step, named)
         for name, values in evals.items():

@@ -74,15 +74,25 @@ def eval_step(params: Params, batches: Batch, *, apply: Apply) -> jax.Array:
     return jax.lax.map(one, batches)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Programs:
     """The compiled functions of a run; `abstract` is the state they take and give, as shapes with shardings."""
 
     abstract: TrainState
     init: Callable[[jax.Array], TrainState]
     train: Callable[[TrainState, Batch, ArrayLike], tuple[TrainState, Metrics]]
+    train_traced: Callable[[TrainState, Batch, jax.Array], tuple[TrainState, Metrics]]  # to compile as a part of more
+    train_shardings: Any  # of what training gives
     evaluate: Callable[[Params, Batch], jax.Array]
     batches: NamedSharding  # of stacked batches (S, B, T)
+
+    def example(self, S: int, B: int, T: int, *, segments: bool) -> tuple[TrainState, Batch, jax.ShapeDtypeStruct]:
+        """Return the arguments of a training call as shapes, to compile it with."""
+        ids, weights = (
+            jax.ShapeDtypeStruct((S, B, T), kind, sharding=self.batches) for kind in (jnp.int32, jnp.float32)
+        )
+        batch = Batch(ids, ids, weights, ids if segments else None)  # type: ignore[arg-type]
+        return self.abstract, batch, jax.ShapeDtypeStruct((S,), jnp.float32)
 
 
 @lru_cache(maxsize=32)
@@ -91,7 +101,10 @@ def make_programs(config: GPTConfig, optim: OptimConfig, layout: Layout, z_loss:
     model = gpt(config)
     optimizer = make_optimizer(optim, model.axes, config)
     abstract = abstract_state(model, optimizer, layout)
-    shardings = jax.tree.map(lambda s: s.sharding, abstract)
+    state = jax.tree.map(lambda s: s.sharding, abstract)
+    trained = (state, layout.replicated)
+    # A CPU runs new weights once, in milliseconds, and would compile them for longer than the training step.
+    once = {"xla_backend_optimization_level": 1} if layout.platform == "cpu" else None
 
     def init(key: jax.Array) -> TrainState:
         return new_state(key, model, optimizer)
@@ -107,8 +120,10 @@ def make_programs(config: GPTConfig, optim: OptimConfig, layout: Layout, z_loss:
 
     return Programs(
         abstract,
-        meet_when_compiled(jax.jit(init, out_shardings=shardings)),
-        meet_when_compiled(jax.jit(train, donate_argnums=0, out_shardings=(shardings, layout.replicated))),
+        meet_when_compiled(jax.jit(init, out_shardings=state, compiler_options=once)),
+        meet_when_compiled(jax.jit(train, donate_argnums=0, out_shardings=trained)),
+        train,
+        trained,
         meet_when_compiled(jax.jit(evaluate, out_shardings=layout.replicated)),
         layout.sharding((None, "batch", "seq")),
     )

@@ -2,13 +2,15 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from gptjax.config import RunConfig
-from gptjax.data.loader import spread, validation_batches
+from gptjax.data.feed import spread
+from gptjax.data.loader import validation_batches
 from gptjax.data.objectives import Batch
 from gptjax.data.store import TokenStore
 from gptjax.train.result import Evals
@@ -35,17 +37,34 @@ class Validation:
         )
         return cls(store.manifest.corpus, placed, T, n_bytes)
 
-    def __call__(self, programs: Programs, state: TrainState) -> dict[str, float]:
+    def read(self, nats: jax.Array) -> dict[str, float]:
         """Return nats per token with its standard error over sequences, and bits per byte."""
-        nats = np.asarray(programs.evaluate(state.params, self.batches), np.float64).ravel()
-        means = nats / self.tokens_per_sequence
+        sums = np.asarray(nats, np.float64).ravel()
+        means = sums / self.tokens_per_sequence
         se = means.std(ddof=1) / math.sqrt(len(means)) if len(means) > 1 else math.nan
-        bits = nats.sum() / self.bytes / math.log(2)
+        bits = sums.sum() / self.bytes / math.log(2)
         return {"loss": float(means.mean()), "loss_se": float(se), "bits_per_byte": float(bits)}
 
 
-def evaluate(validation: list[Validation], programs: Programs, state: TrainState) -> Evals:
-    """Return the losses of each corpus, by the last part of its name, numbered where two are alike."""
-    names = [Path(v.corpus).name for v in validation]
-    unique = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
-    return {name: v(programs, state) for name, v in zip(unique, validation, strict=True)}
+@dataclass(frozen=True)
+class Evaluation:
+    """The losses of a step, which the device may still be working on: training need not wait for them."""
+
+    validation: tuple[Validation, ...]
+    nats: tuple[jax.Array, ...]  # of each sequence, by corpus
+
+    @cached_property
+    def values(self) -> Evals:
+        """Wait, and return the losses of each corpus, by the last part of its name, numbered where two are alike."""
+        names = [Path(v.corpus).name for v in self.validation]
+        unique = [name if names.count(name) == 1 else f"{name}-{i}" for i, name in enumerate(names)]
+        return {name: v.read(nats) for name, v, nats in zip(unique, self.validation, self.nats, strict=True)}
+
+    def loss(self, weights: tuple[float, ...]) -> float:
+        """Return the loss of the mixture, in nats per token."""
+        return float(np.average([values["loss"] for values in self.values.values()], weights=weights))
+
+
+def evaluate(validation: tuple[Validation, ...], programs: Programs, state: TrainState) -> Evaluation:
+    """Begin to evaluate a state."""
+    return Evaluation(validation, tuple(programs.evaluate(state.params, v.batches) for v in validation))

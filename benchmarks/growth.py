@@ -1,0 +1,166 @@
+"""How cost grows: with parameters, context, devices and steps, and what of a sweep is not training.
+
+    python benchmarks/growth.py [--sweep DIR] [--json FILE] [--figure FILE]
+
+Seconds a token should follow FLOPs a token as models widen and contexts lengthen, stay where they are as steps go by,
+and as more (simulated) devices share the same cores. With --sweep, the share of a finished sweep's wall time that is
+not its training calls: every run's tokens over the median rate of its own calls, against workers x wall seconds.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+
+from gptjax.allocator import keep_freed_memory
+from gptjax.config import EvalConfig, RunConfig, SaveConfig
+from gptjax.data.loader import DataConfig, Source
+from gptjax.data.objectives import Batch
+from gptjax.files import read_json, write_json
+from gptjax.models.count import flops_per_token
+from gptjax.models.gpt import GPTConfig
+from gptjax.sharding import Layout, MeshConfig, make_mesh
+from gptjax.sweep.ledger import Ledger
+from gptjax.train.loop import programs_of, train
+from gptjax.train.metrics import read_metrics
+from gptjax.train.optim import OptimConfig
+
+MODEL = GPTConfig(vocab_size=512, context=128, d_model=128, n_layers=4, n_heads=4, bias=False, scan=False)
+WIDTHS, CONTEXTS, DEVICES = (32, 64, 128, 256, 512), (64, 128, 256, 512, 1024, 2048), (1, 2, 4, 8)
+TOKENS, STEPS, TURNS = 4096, 2, 5  # a step, a call, and calls
+RUN_STEPS, LINES = 4000, 40
+
+
+def seconds_per_token(model: GPTConfig, devices: int = 1) -> float:
+    """Return the median over a few calls of training at so many tokens a step."""
+    config = RunConfig(model=model, batch=TOKENS // model.context, mesh=MeshConfig(data=1, fsdp=devices))
+    programs = programs_of(config, Layout(make_mesh(config.mesh), config.rules))
+    state = programs.init(jax.random.key(0))
+    shape = (STEPS, config.batch, model.context)
+    tokens = np.random.default_rng(0).integers(model.vocab_size, size=shape, dtype=np.int32)
+    batch = jax.device_put(Batch(tokens, tokens, np.ones(shape, np.float32)), programs.batches)
+    rates, seconds = np.full(STEPS, 1e-4, np.float32), []
+    for _ in range(1 + TURNS):
+        begun = time.perf_counter()
+        state, _ = jax.block_until_ready(programs.train(state, batch, rates))
+        seconds.append(time.perf_counter() - begun)
+    return statistics.median(seconds[1:]) / STEPS / TOKENS
+
+
+def against_flops(models: dict[int, GPTConfig]) -> list[dict[str, float]]:
+    """Measure models by what is varied, beside the FLOPs of a token with causal attention."""
+    flops = {x: flops_per_token(model, model.context)["6n_attention"] for x, model in models.items()}
+    return [{"x": x, "seconds": seconds_per_token(model), "flops": flops[x]} for x, model in models.items()]
+
+
+def over_devices() -> list[dict[str, float]]:
+    """Measure each number of simulated devices in a process of its own, data-parallel, with weights in parts."""
+    rows = []
+    for n in DEVICES:
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={n}", "PJRT_NPROC": str(max(4 * n, 4))}
+        command = [sys.executable, __file__, "--devices", str(n)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | flags)
+        rows.append({"x": n, "seconds": float(done.stdout.split()[-1])})
+    return rows
+
+
+def over_steps() -> list[dict[str, float]]:
+    """Return seconds a token along one run, from its own metrics."""
+    with tempfile.TemporaryDirectory() as folder:
+        config = RunConfig(
+            model=replace(MODEL, d_model=32, n_layers=2, context=64),
+            data=DataConfig((Source("markov:states=8,documents=4000"),), "bytes", cache=folder),
+            optim=OptimConfig(schedule="constant", warmup=10),
+            batch=8,
+            steps=RUN_STEPS,
+            steps_per_call=20,
+            log_every=20,
+            evaluate=EvalConfig(sequences=64, batch=16, every=1000),
+            save=SaveConfig(every=1000),
+            trackers=(),
+        )
+        train(config, Path(folder) / "run")
+        lines = [line for line in read_metrics(Path(folder) / "run" / "metrics.jsonl") if "train/loss" in line]
+    groups = np.array_split(np.array([[line["step"], 1 / line["perf/tokens_per_second"]] for line in lines]), LINES)
+    return [{"x": float(group[-1, 0]), "seconds": float(np.median(group[:, 1]))} for group in groups]
+
+
+def overhead(directory: Path) -> dict[str, float]:
+    """Say what of a sweep's wall time, on all its workers, was not training calls."""
+    rows = Ledger(directory).rows()
+    calls = 0.0
+    for name, row in rows.items():
+        lines = read_metrics(directory / "runs" / name / "metrics.jsonl")
+        rates = [line["perf/tokens_per_second"] for line in lines if "perf/tokens_per_second" in line]
+        calls += row["tokens_paid"] / statistics.median(rates)
+    runs = sum(row["seconds"] for row in rows.values())
+    wall = read_json(directory / "facts.json")["wall seconds"]
+    return {"calls": calls, "runs": runs, "wall": wall, "of runs": 1 - calls / runs}
+
+
+def draw(path: Path, found: dict[str, Any]) -> None:
+    panels = [("params", "width", True), ("context", "context", True), ("devices", "simulated devices", False),
+              ("steps", "steps of one run", False)]  # fmt: skip
+    figure, axes = plt.subplots(1, 4, figsize=(14, 3.2), constrained_layout=True)
+    for ax, (name, label, flops) in zip(axes, panels, strict=True):
+        x, seconds = ([row[key] for row in found[name]] for key in ("x", "seconds"))
+        ax.plot(x, 1e6 * np.array(seconds), "o-", ms=3, label="measured")
+        if flops:
+            rate = max(row["flops"] / row["seconds"] for row in found[name])
+            ax.plot(x, [1e6 * row["flops"] / rate for row in found[name]], "--", label=f"at {rate / 1e9:.0f} GFLOP/s")
+            ax.set(xscale="log", yscale="log")
+            ax.legend(fontsize=8)
+        else:
+            ax.set_ylim(0, 1.4e6 * max(seconds))
+        ax.set(xlabel=label, ylabel="microseconds a token" if ax is axes[0] else "")
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sweep", type=Path, help="a finished sweep's folder")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--devices", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    keep_freed_memory()
+    if args.devices:
+        print(seconds_per_token(MODEL, args.devices))
+        return
+    widths = {d: replace(MODEL, d_model=d) for d in WIDTHS}
+    found: dict[str, Any] = {
+        "params": against_flops(widths),
+        "context": against_flops({T: replace(MODEL, context=T) for T in CONTEXTS}),
+        "devices": over_devices(),
+        "steps": over_steps(),
+    }
+    for name, rows in found.items():
+        for row in rows:
+            rate = f", {row['flops'] / row['seconds'] / 1e9:.0f} GFLOP/s" if "flops" in row else ""
+            print(f"{name:>8} {row['x']:>6.0f}: {1e6 * row['seconds']:.1f} us a token{rate}")
+    quarters = [row["seconds"] for row in found["steps"]]
+    n = len(quarters) // 4
+    drift = statistics.median(quarters[-n:]) / statistics.median(quarters[:n])
+    print(f"last quarter of {RUN_STEPS} steps over the first: {drift:.2f}")
+    if args.sweep:
+        found["sweep"] = overhead(args.sweep)
+        print(json.dumps(found["sweep"]))
+    if args.json:
+        write_json(args.json, found)
+    if args.figure:
+        draw(args.figure, found)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Batches on their way to the devices: prepared ahead by a thread, or cut there from tokens that stay on them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+from weakref import WeakValueDictionary
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from gptjax.data.loader import Loader
+from gptjax.data.objectives import Batch, causal
+from gptjax.data.store import TokenStore
+
+
+def prefetch(loader: Loader, calls: Sequence[range], sharding: NamedSharding) -> Iterator[Batch]:
+    """Yield the stacked, placed batches of each call's steps, prepared two calls ahead by a thread."""
+    prepare = Resident(loader, sharding) if may_reside(loader, sharding) else partial(_send, loader, sharding)
+    with ThreadPoolExecutor(1) as pool:
+        pending = [pool.submit(prepare, steps) for steps in calls[:2]]
+        for i in range(len(calls)):
+            yield pending.pop(0).result()
+            if i + 2 < len(calls):
+                pending.append(pool.submit(prepare, calls[i + 2]))
+
+
+def _send(loader: Loader, sharding: NamedSharding, steps: range) -> Batch:
+    return spread(partial(loader.read, steps), (len(steps), loader.batch, loader.seq_len), sharding)
+
+
+def spread(read: Callable[[np.ndarray], Batch], shape: tuple[int, ...], sharding: NamedSharding) -> Batch:
+    """Make global arrays (S, B, T) from what `read` returns of rows of B, (S, rows, T).
+
+    A process asks only for the rows that its own devices hold.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(read(np.arange(shape[1])), sharding)
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    held = [np.arange(shape[1])[index[1]] for index in indices if index]
+    rows = np.unique(np.concatenate(held))
+
+    def place(x: np.ndarray) -> jax.Array:
+        def part(index: Any) -> np.ndarray:
+            first, stop, _ = index[1].indices(shape[1])
+            return x[index[0], np.searchsorted(rows, first) : np.searchsorted(rows, stop), index[2]]
+
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    return jax.tree.map(place, read(rows))
+
+
+def may_reside(loader: Loader, sharding: NamedSharding) -> bool:
+    """Say whether tokens belong on the devices: accelerators of this process alone, and stores small enough to hold."""
+    accelerators = sharding.is_fully_addressable and sharding.mesh.devices.flat[0].platform != "cpu"
+    return accelerators and all(store.holds("train") for store in loader.stores)
+
+
+class Resident:
+    """Batches as `Loader.read` gives them, cut on the devices: only where the windows begin is sent."""
+
+    def __init__(self, loader: Loader, sharding: NamedSharding) -> None:
+        self.loader, self.sharding = loader, sharding
+        self.tokens = _placed(loader.stores, NamedSharding(sharding.mesh, PartitionSpec()))
+        self.first = np.cumsum([0, *(store.n_tokens("train") for store in loader.stores[:-1])])
+
+    def __call__(self, steps: range) -> Batch:
+        """Return the batches of successive steps, (S, B, T)."""
+        source, window = self.loader.sequences(steps, np.arange(self.loader.batch))
+        starts_SB = (self.first[source] + window * self.loader.seq_len).reshape(len(steps), -1).astype(np.int32)
+        bos, separate = self.loader.stores[0].tokenizer.bos, self.loader.separate_documents
+        return _cut(self.tokens, starts_SB, self.loader.seq_len, bos, separate, self.sharding)
+
+
+@partial(jax.jit, static_argnums=(2, 3, 4, 5))
+def _cut(
+    tokens: jax.Array, starts_SB: jax.Array, seq_len: int, bos: int, separate_documents: bool, sharding: NamedSharding
+) -> Batch:
+    windows = tokens[starts_SB[..., None] + jnp.arange(seq_len + 1)].astype(jnp.int32)
+    batch = causal(windows, bos, separate_documents=separate_documents)
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), batch)
+
+
+_resident: WeakValueDictionary[Any, jax.Array] = WeakValueDictionary()  # runs that train together share them
+
+
+def _placed(stores: tuple[TokenStore, ...], everywhere: NamedSharding) -> jax.Array:
+    """Return the training tokens of all stores, one after the other, on every device."""
+    key = tuple(store.digest for store in stores), everywhere
+    if (tokens := _resident.get(key)) is None:
+        tokens = jax.device_put(np.concatenate([store.held("train") for store in stores]), everywhere)
+        _resident[key] = tokens
+    return tokens

@@ -1,0 +1,205 @@
+"""Runs of one shape trained together give what each gives alone, and end, fail and stop as they would alone."""
+
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from gptjax.config import EvalConfig, InitFrom, RunConfig, SaveConfig
+from gptjax.data.loader import DataConfig, Source
+from gptjax.models.gpt import GPTConfig
+from gptjax.sharding import MeshConfig
+from gptjax.sweep.execute import begin, shape, work
+from gptjax.sweep.ledger import Ledger
+from gptjax.sweep.plan import SweepConfig, make_plan
+from gptjax.sweep.rules import always
+from gptjax.train import pack
+from gptjax.train.loop import Preempted, catch_sigterm, train, training
+from gptjax.train.metrics import read_metrics
+from gptjax.train.optim import OptimConfig
+from gptjax.train.pack import Known, advance
+
+FASTER, SLOWER = 0.1, 10.0  # of a packed call, against 1 of a run alone
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    return RunConfig(
+        model=GPTConfig(257, 32, 16, n_layers=2, n_heads=2, init_std=0.0, bias=False, vocab_multiple=8),
+        data=DataConfig((Source("markov:states=4,documents=200"),), "bytes", cache=str(tmp_path_factory.mktemp("c"))),
+        optim=OptimConfig(lr=1e-2, warmup=4, schedule="wsd", weight_decay=0.1),
+        batch=8,
+        steps=40,
+        steps_per_call=4,
+        log_every=4,
+        evaluate=EvalConfig(sequences=32, batch=8, every=20),
+        save=SaveConfig(every=20),
+        trackers=(),
+    )
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Set what packed calls are taken to cost; returns the sizes of those that were made."""
+    made: list[int] = []
+
+    def set_to(seconds: float) -> list[int]:
+        known: dict[object, Known] = {}
+
+        def timed(self, n, call):
+            made.append(n)
+            return call()
+
+        def fixed(shape):
+            times = {n: [seconds, seconds] for n in range(2, 9)} | {1: [1.0, 1.0]}
+            return known.setdefault(shape, Known(times))
+
+        monkeypatch.setattr(Known, "timed", timed)
+        monkeypatch.setattr(pack, "_known", fixed)
+        return made
+
+    return set_to
+
+
+def three(config):
+    """Return runs that differ in seed, in rate, and in horizon."""
+    rate = replace(config, seed=1, optim=replace(config.optim, lr=3e-3))
+    return {"first": config, "rate": rate, "short": replace(config, seed=2, steps=24)}
+
+
+def together(runs, directory):
+    with catch_sigterm() as preempted:
+        return advance([training(c, directory / name, preempted) for name, c in runs.items()])
+
+
+def losses(directory):
+    lines = read_metrics(directory / "metrics.jsonl")
+    return [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
+
+
+def assert_alike(directory, name):
+    ours, theirs = np.array(losses(directory / "together" / name)), np.array(losses(directory / "alone" / name))
+    np.testing.assert_array_equal(ours[:, 0], theirs[:, 0])
+    np.testing.assert_allclose(ours[:, 1], theirs[:, 1], rtol=2e-5)
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
+def test_a_pack_gives_what_its_runs_give_alone(config, tmp_path, measured, mesh):
+    runs = three(replace(config, mesh=mesh))
+    alone = [train(c, tmp_path / "alone" / name) for name, c in runs.items()]
+    made = measured(FASTER)
+    packed = together(runs, tmp_path / "together")
+    assert made == 10 * [3]  # the short run, ended after 6 calls of 4 steps, keeps its place
+    for ours, theirs, (name, c) in zip(packed, alone, runs.items(), strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=2e-5)
+        assert (ours.steps, ours.tokens, ours.seed) == (theirs.steps, theirs.tokens, c.seed)
+        assert_alike(tmp_path, name)
+    assert len({r.loss for r in packed}) == 3
+
+
+def test_where_a_pack_is_slower_each_runs_alone_bit_for_bit(config, tmp_path, measured):
+    runs = three(config)
+    alone = [train(c, tmp_path / "alone" / name) for name, c in runs.items()]
+    made = measured(SLOWER)
+    one_by_one = together(runs, tmp_path / "together")
+    assert set(made) == {1}
+    for name in runs:
+        assert losses(tmp_path / "together" / name) == losses(tmp_path / "alone" / name)
+    assert [r.loss for r in one_by_one] == [r.loss for r in alone]
+
+
+def test_one_that_diverges_fails_and_leaves_the_others_alone(config, tmp_path, measured):
+    lost = replace(config, seed=3, optim=replace(config.optim, lr=1e6, clip=0.0))
+    alone = train(config, tmp_path / "alone" / "first")
+    measured(FASTER)
+    good, bad = together({"first": config, "lost": lost}, tmp_path / "together")
+    assert good.loss == pytest.approx(alone.loss, rel=2e-5)
+    assert bad.status == "failed" and "training loss" in bad.reason
+
+
+def test_a_stopped_pack_saves_every_run_and_goes_on(config, tmp_path, measured, monkeypatch):
+    runs = three(config)
+    for name, c in runs.items():
+        train(c, tmp_path / "alone" / name)
+    measured(FASTER)
+    flush = pack.Pack.answer
+
+    def answer_and_be_terminated(self, calls):
+        answers = flush(self, calls)
+        if calls[0].left == 28:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answers
+
+    monkeypatch.setattr(pack.Pack, "answer", answer_and_be_terminated)
+    with pytest.raises(Preempted):
+        together(runs, tmp_path / "together")
+    monkeypatch.setattr(pack.Pack, "answer", flush)
+    for name in runs:
+        assert not (tmp_path / "together" / name / "result.json").exists()
+        assert losses(tmp_path / "together" / name)[-1][0] == 12
+    together(runs, tmp_path / "together")
+    for name in runs:
+        assert_alike(tmp_path, name)
+
+
+def test_an_error_in_one_stops_all_at_once(config, tmp_path, measured):
+    measured(FASTER)
+    other = replace(config, init_from=InitFrom("nowhere", 10))
+    with pytest.raises(Exception, match="nowhere"):
+        together({"first": config, "other": other}, tmp_path)
+    assert not (tmp_path / "first" / "result.json").exists()
+    assert train(config, tmp_path / "first").status == "done"  # its lease was given back
+
+
+def test_the_choice_follows_the_clock(config, monkeypatch):
+    known = Known()
+    p = pack.Pack()
+    call = pack.Call(None, None, None, np.zeros(4), left=400)  # type: ignore[arg-type]
+    pair = {0: call, 1: call}
+    assert not p._is_worth_it(pair, known)  # nothing is known yet
+    known.seconds[1] = [11.0, 1.0, 1.2]  # 10 to compile, 1 a call
+    assert p._is_worth_it(pair, known)  # 200 seconds lie ahead
+    assert not p._is_worth_it(pair | {1: replace(call, left=40)}, known)  # 20 seconds repay no compilation
+    assert not p._is_worth_it({0: call}, known)
+    known.seconds[2] = [30.0, 1.9]
+    assert p._is_worth_it(pair, known)
+    known.seconds[2] = [30.0, 2.1]
+    assert not p._is_worth_it(pair, known)
+
+
+def test_what_can_be_trained_together(config):
+    assert len({shape(c) for c in three(config).values()}) == 1
+    others = [
+        replace(config, batch=16),
+        replace(config, optim=replace(config.optim, b2=0.9)),
+        replace(config, model=replace(config.model, d_model=32)),
+        replace(config, steps_per_call=5),
+    ]
+    assert len({shape(c) for c in (config, *others)}) == 5
+
+
+def test_a_sweep_packs_seeds_and_branches(config, tmp_path, measured):
+    sweep = SweepConfig(
+        base=replace(config, evaluate=EvalConfig(sequences=32, batch=8), save=SaveConfig(every=10**9)),
+        horizons=(6e3, 12e3),
+        sizes=(8, 16),
+        shape=lambda width: replace(config.model, d_model=width),
+        lr=1e-2,
+        batch_tokens=always(256),
+        tokens_per_param=(0.01, 1e4),
+        min_steps=8,
+        seeds=(0, 1, 2),
+    )
+    plan = make_plan(sweep)
+    begin(plan, tmp_path / "alone")
+    work(plan, tmp_path / "alone")
+    made = measured(FASTER)
+    begin(plan, tmp_path / "together")
+    work(plan, tmp_path / "together", pack=8)
+    assert set(made) == {3, 6}  # three trunks of a size, then their six branches
+    alone, packed = Ledger(tmp_path / "alone").rows(), Ledger(tmp_path / "together").rows()
+    assert alone.keys() == packed.keys()
+    for name, row in packed.items():
+        assert row["loss"] == pytest.approx(alone[name]["loss"], rel=1e-4), name
