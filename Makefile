@@ -29,6 +29,9 @@ bench: install
 	$(RUN)python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[hf]'
 	$(RUN)python benchmarks/step.py --json benchmarks/step.json
 	$(RUN)python benchmarks/sweep.py --full --json benchmarks/sweep.json
+	$(RUN)python benchmarks/pack.py --json benchmarks/pack.json
+	$(RUN)python benchmarks/growth.py --json benchmarks/growth.json
+	$(RUN)python benchmarks/generate.py --json benchmarks/generate.json
 	$(RUN)python benchmarks/data.py --json benchmarks/data.json
 	$(RUN)python benchmarks/fit.py --json benchmarks/fit.json
 

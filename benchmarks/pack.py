@@ -71,11 +71,11 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     rows = [measure(int(width)) for width in args.widths.split(",")]
-    print(f"{'width':>6}{'alone, ms':>22}" + "".join(f"{f'{n} runs':>22}" for n in RUNS))
+    print(f"{'width':>6}{'alone, ms':>26}" + "".join(f"{f'{n} runs':>26}" for n in RUNS))
     for row in rows:
         cells = [f"{statistics.median(row['ms'][1]):.2f} ({min(row['ms'][1]):.2f} to {max(row['ms'][1]):.2f})"]
         cells += [f"{statistics.median(row['ms'][n]):.2f}: {row['gain'][n]:.2f}x" for n in RUNS]
-        print(f"{row['width']:>6}" + "".join(f"{cell:>22}" for cell in cells))
+        print(f"{row['width']:>6}" + "".join(f"{cell:>26}" for cell in cells))
     if args.json:
         write_json(args.json, rows)
 

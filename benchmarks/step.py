@@ -5,8 +5,8 @@
 Each alternative (peers.py) has a process of its own and waits there for its turn: A B C D A B C D. All start from our
 weights, see the same batches, and must agree on the losses of the first steps. FLOPs are the analytic ones of a
 training step, and the limit is what a matmul of the same machine reaches in the same turns. "kept" are alternatives
-with the allocator's settings that we run with (gptjax/allocator.py), which they do not have on their own. "products" are
-the matmuls of the step alone, by jax or torch: what is left for everything else.
+with the allocator's settings that we run with (gptjax/allocator.py), which they do not have on their own. "products"
+are the matmuls of the step alone, by jax or torch.
 """
 
 import argparse

@@ -23,6 +23,7 @@ from pathlib import Path
 from queue import Queue
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.ticker import NullFormatter
 
 from gptjax.config import RunConfig, to_json
@@ -107,16 +108,19 @@ def conventional(sweep: SweepConfig, folder: Path) -> tuple[float, dict[str, flo
 
 def draw(path: Path, sweep: SweepConfig, branch: dict[str, float], cosine: dict[str, float]) -> None:
     runs = {run.name: run for run in make_plan(sweep).runs}
-    figure, axes = plt.subplots(figsize=(6, 4))
-    for size in dict.fromkeys(runs[name].size for name in branch):
+    figure, axes = plt.subplots(figsize=(7, 4.2), constrained_layout=True)
+    sizes = list(dict.fromkeys(runs[name].size for name in branch))
+    for size, color in zip(sizes, plt.get_cmap("viridis")(np.linspace(0, 0.95, len(sizes))), strict=True):
         names = [name for name in branch if runs[name].size == size]
         tokens = [runs[name].tokens for name in names]
-        (line,) = axes.plot(tokens, [branch[name] for name in names], "o-", label=f"{size}: branches")
-        axes.plot(tokens, [cosine[name] for name in names], "x--", color=line.get_color(), label=f"{size}: cosine")
+        axes.plot(tokens, [branch[name] for name in names], "o-", ms=4, color=color, label=size)
+        axes.plot(tokens, [cosine[name] for name in names], "x--", ms=5, color=color)
+    title = "cooled-down branches (solid) and cosine runs (dashed) of the same cells"
     axes.set(xscale="log", xlabel="tokens", ylabel="validation loss, nats a token")
+    axes.set_title(title, fontsize=10)
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.legend(fontsize=7, ncols=2)
-    figure.savefig(path, dpi=120, bbox_inches="tight")
+    figure.legend(fontsize=8, loc="outside right upper", title="width")
+    figure.savefig(path, dpi=120)
 
 
 def main() -> None:

@@ -52,10 +52,10 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], n: int, rngs: nnx.Rngs) -> nnx
     return nnx.merge(graph, state)
 
 
-def layer_of(layers: nnx.Module) -> tuple[Callable[..., Any], Any]:
+def layer_of(layers: nnx.Module, method: str = "__call__") -> tuple[Callable[..., Any], Any]:
     """Return one of stacked layers as a function of (its weights, *inputs), and the weights of all."""
     graph, state = nnx.split(layers)
-    return lambda weights, *inputs: nnx.merge(graph, weights)(*inputs), state
+    return lambda weights, *inputs: getattr(nnx.merge(graph, weights), method)(*inputs), state
 
 
 def build(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:

@@ -186,6 +186,25 @@ def test_train_runs_and_overrides(capsys, run_file, tmp_path):
     assert json.loads((tmp_path / "r" / "result.json").read_text())["steps"] == 8
 
 
+def test_generate_continues_a_prompt(capsys, run_file, tmp_path):
+    run = tmp_path / "r"
+    call(capsys, "train", run_file, "--dir", run)
+    code, out, _ = call(capsys, "generate", run, "abc", "--tokens", 6, "--temperature", 0)
+    assert code == 0 and out.startswith("abc") and len(out) > 4
+    assert call(capsys, "generate", run, "abc", "--tokens", 6, "--temperature", 0)[1] == out
+    code, several, _ = call(capsys, "generate", run, "abc", "--count", 3, "--seed", 5, "--top-k", 20)
+    assert code == 0 and several.count("---- ") == 3
+    refusals = {
+        "config.json": ["generate", tmp_path],
+        "exceed the context of 16": ["generate", run, "a" * 16],
+        "temperature -1.0": ["generate", run, "--temperature", -1],
+        "--count 0": ["generate", run, "--count", 0],
+        "checkpoints/5": ["generate", run, "--step", 5],
+    }
+    for words, argv in refusals.items():
+        assert words in refused(capsys, *argv)
+
+
 def test_bad_commands_are_one_line(capsys, run_file, tmp_path):
     there = tmp_path / "r"
     refusals = {

@@ -19,7 +19,9 @@ LEVELS = [
         "laws",
     ],
     [
+        "generate",
         "train.loop",
+        "train.weights",
         "train.export",
         "train.checks",
         "train.coord_check",

@@ -180,8 +180,9 @@ def test_what_can_be_trained_together(config):
     assert len({shape(c) for c in (config, *others)}) == 5
 
 
-def test_a_sweep_packs_seeds_and_branches(config, tmp_path, measured):
-    sweep = SweepConfig(
+@pytest.fixture
+def sweep(config):
+    return SweepConfig(
         base=replace(config, evaluate=EvalConfig(sequences=32, batch=8), save=SaveConfig(every=10**9)),
         horizons=(6e3, 12e3),
         sizes=(8, 16),
@@ -192,6 +193,9 @@ def test_a_sweep_packs_seeds_and_branches(config, tmp_path, measured):
         min_steps=8,
         seeds=(0, 1, 2),
     )
+
+
+def test_a_sweep_packs_seeds_and_branches(sweep, tmp_path, measured):
     plan = make_plan(sweep)
     begin(plan, tmp_path / "alone")
     work(plan, tmp_path / "alone")
@@ -203,3 +207,13 @@ def test_a_sweep_packs_seeds_and_branches(config, tmp_path, measured):
     assert alone.keys() == packed.keys()
     for name, row in packed.items():
         assert row["loss"] == pytest.approx(alone[name]["loss"], rel=1e-4), name
+
+
+def test_models_that_fill_a_device_are_trained_one_after_the_other(sweep, tmp_path, measured, monkeypatch):
+    plan = make_plan(replace(sweep, sizes=(8,), horizons=(6e3,), seeds=(0, 1)))
+    largest = max(run.params for run in plan.runs)
+    monkeypatch.setattr("gptjax.sweep.execute.PACKED_BYTES", 12 * largest)
+    made = measured(FASTER)
+    begin(plan, tmp_path)
+    work(plan, tmp_path, pack=8)
+    assert set(made) == {1}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gptjax.generate import Sampling, allowed, generate
 from gptjax.models.gpt import GPTConfig, gpt
 
 torch = pytest.importorskip("torch")
@@ -168,3 +169,40 @@ def test_logits_and_gradients_are_those_of_transformers(config, theirs, mapped):
     assert off < 1e-4
     assert abs(float(our_value) - loss.item()) < 1e-5
     assert worst < 1e-4
+
+    new = config.context - T
+    greedy = {"do_sample": False, "max_new_tokens": new, "pad_token_id": 0}
+    reference.generation_config.eos_token_id = None
+    with torch.no_grad():
+        continued = reference.generate(torch.tensor(ids), attention_mask=torch.ones(B, T), **greedy)[:, T:].numpy()
+    np.testing.assert_array_equal(
+        np.stack(generate(params, config, list(ids), new, Sampling(temperature=0))), continued
+    )
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(temperature=0.7),
+        Sampling(top_k=5),
+        Sampling(top_p=0.6),
+        Sampling(1.3, top_k=20, top_p=0.8, repetition_penalty=1.4),
+        Sampling(repetition_penalty=0.8),
+    ],
+    ids=str,
+)
+def test_tokens_are_drawn_from_the_distribution_of_transformers(sampling):
+    rng = np.random.default_rng(0)
+    logits, ids = rng.normal(scale=3, size=(B, 97)).astype(np.float32), rng.integers(97, size=(B, T))
+    seen = np.zeros((B, 97), bool)
+    np.put_along_axis(seen, ids, True, axis=1)
+    processors = transformers.LogitsProcessorList()
+    processors.append(transformers.RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
+    processors.append(transformers.TemperatureLogitsWarper(sampling.temperature))
+    if sampling.top_k:
+        processors.append(transformers.TopKLogitsWarper(sampling.top_k))
+    if sampling.top_p < 1:
+        processors.append(transformers.TopPLogitsWarper(sampling.top_p))
+    theirs = torch.softmax(processors(torch.tensor(ids), torch.tensor(logits)), -1).numpy()
+    ours = jax.nn.softmax(allowed(jnp.asarray(logits), jnp.asarray(seen), sampling))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)

@@ -1,9 +1,14 @@
-"""The verbs of weights: export."""
+"""The verbs of weights: export, generate."""
 
 import argparse
+import codecs
+import os
+import sys
+from functools import partial
 from pathlib import Path
 
-from gptjax.commands.given import Verb, existing, writable
+from gptjax.commands.given import Verb, existing, use_compilation_cache, writable
+from gptjax.errors import BadInput
 
 
 def add(verb: Verb) -> None:
@@ -13,6 +18,18 @@ def add(verb: Verb) -> None:
     export.add_argument("--step", type=int, help="default: the newest intact one")
     export.add_argument("--dtype", default="float32", choices=("bfloat16", "float32"), help="default: %(default)s")
 
+    generate = verb("generate", run_generate, "continue a prompt with a run's weights")
+    generate.add_argument("dir", type=Path, metavar="RUN", help="the directory of a run")
+    generate.add_argument("prompt", nargs="?", default="", help="a text; - reads it from the standard input")
+    generate.add_argument("--count", type=int, default=1, help="answers (default: %(default)s)")
+    generate.add_argument("--tokens", type=int, default=0, help="new ones; default: what the context has room for")
+    generate.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
+    generate.add_argument("--top-k", type=int, default=0, help="default: of all tokens")
+    generate.add_argument("--top-p", type=float, default=1.0, help="default: %(default)s")
+    generate.add_argument("--repetition-penalty", type=float, default=1.0, help="default: %(default)s, none")
+    generate.add_argument("--seed", type=int, default=0)
+    generate.add_argument("--step", type=int, help="default: the newest intact one")
+
 
 def run_export(args: argparse.Namespace) -> None:
     from gptjax.train.export import export
@@ -20,3 +37,38 @@ def run_export(args: argparse.Namespace) -> None:
     writable(args.to)
     facts = export(existing(args.dir, "config.json", "a run"), args.to, args.step, args.dtype)
     print(f"step {facts['step']}, {facts['tokens']:,} tokens, {facts['dtype']}: {args.to}")
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    use_compilation_cache()
+    import numpy as np
+
+    from gptjax.config import load_config
+    from gptjax.data.loader import open_stores
+    from gptjax.generate import Sampling, check_prompts, generate, stream
+    from gptjax.sharding import Layout, make_mesh
+    from gptjax.train.weights import read_weights
+
+    if args.count < 1:
+        raise BadInput(f"--count {args.count} must be at least 1")
+    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
+    config = load_config(existing(args.dir, "config.json", "a run") / "config.json")
+    tokenizer = open_stores(config.data)[0].tokenizer
+    text = sys.stdin.buffer.read() if args.prompt == "-" else os.fsencode(args.prompt)
+    prompt = np.append(np.int32(tokenizer.bos), tokenizer.encode(text))
+    new = args.tokens or config.model.context - len(prompt)
+    layout = Layout(make_mesh(config.mesh), config.rules)
+    given = config.model, [prompt] * args.count, max(new, 1), sampling
+    check_prompts(*given[:3])
+    weights = read_weights(args.dir, args.step, layout)
+    settings = {"stop": [tokenizer.bos], "seed": args.seed, "layout": layout}
+    show = partial(print, end="", flush=True)
+    if args.count == 1:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        show(decoder.decode(text))
+        for (ids,) in stream(weights.params, *given, **settings, every=8):
+            show(decoder.decode(tokenizer.decode(ids)))
+        print(decoder.decode(b"", final=True))
+        return
+    for i, ids in enumerate(generate(weights.params, *given, **settings)):
+        print(f"---- {i}\n{(text + tokenizer.decode(ids)).decode(errors='replace')}")

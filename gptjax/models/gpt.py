@@ -3,18 +3,20 @@
 Shapes: B batch, T positions, D embed, V vocab.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import sqrt
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from gptjax.errors import BadInput
+from gptjax.models.cache import Cache
 from gptjax.models.layers import MLP, Attention, Linear, Norm, project
-from gptjax.models.stack import run_stack
+from gptjax.models.stack import run_cached, run_stack
 from gptjax.params import Init, Model, build, normal, param, stack
 from gptjax.question import check_choices, how
 from gptjax.sharding import constrain
@@ -139,14 +141,25 @@ class Block(nnx.Module):
         self.mlp = MLP(rngs, c, init(c.d_model), init(c.mlp_size, residual))
 
     def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
+        x_BTD, _ = self._through(x_BTD, lambda h_BTD: (self.attention(h_BTD, segments_BT), None))
+        return x_BTD
+
+    def cached(self, x_BTD: jax.Array, cache: Cache, layer: jax.Array) -> tuple[jax.Array, Cache]:
+        return self._through(x_BTD, lambda h_BTD: self.attention.cached(h_BTD, cache, layer))
+
+    def _through(
+        self, x_BTD: jax.Array, attention: Callable[[jax.Array], tuple[jax.Array, Any]]
+    ) -> tuple[jax.Array, Any]:
+        """Return x after both branches, and what attention gives besides."""
         if self.config.norm_place == "post":
-            x_BTD = self.attention_norm(x_BTD + self.attention(x_BTD, segments_BT))
-            return constrain(self.mlp_norm(x_BTD + self.mlp(x_BTD)), "batch", "stream", None)
+            y_BTD, more = attention(x_BTD)
+            x_BTD = self.attention_norm(x_BTD + y_BTD)
+            return constrain(self.mlp_norm(x_BTD + self.mlp(x_BTD)), "batch", "stream", None), more
         branch = self.config.branch_scale
-        h_BTD = constrain(self.attention_norm(x_BTD), "batch", "seq", None)
-        x_BTD = x_BTD + scaled(constrain(self.attention(h_BTD, segments_BT), "batch", "stream", None), branch)
+        y_BTD, more = attention(constrain(self.attention_norm(x_BTD), "batch", "seq", None))
+        x_BTD = x_BTD + scaled(constrain(y_BTD, "batch", "stream", None), branch)
         h_BTD = constrain(self.mlp_norm(x_BTD), "batch", "seq", None)
-        return x_BTD + scaled(constrain(self.mlp(h_BTD), "batch", "stream", None), branch)
+        return x_BTD + scaled(constrain(self.mlp(h_BTD), "batch", "stream", None), branch), more
 
 
 class GPT(nnx.Module):
@@ -172,15 +185,28 @@ class GPT(nnx.Module):
         c, T = self.config, tokens_BT.shape[1]
         if T > c.context:
             raise BadInput(f"{T} tokens do not fit the context of {c.context}; use shorter sequences")
+        x_BTD = self._embedded(tokens_BT, slice(T))
+        x_BTD = run_stack(self.layers, x_BTD, segments_BT, scan=c.scan, remat=c.remat, microbatches=c.microbatches)
+        return self._read_out(x_BTD)
+
+    def step(self, tokens_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Take tokens that follow those in a cache: give the logits after the last, (B, V), and the cache with all."""
+        T = tokens_BT.shape[1]
+        x_BTD, cache = run_cached(self.layers, self._embedded(tokens_BT, cache.positions(T)), cache)
+        return self.logits(self._read_out(x_BTD[:, -1:]))[:, 0], replace(cache, filled=cache.filled + T)
+
+    def _embedded(self, tokens_BT: jax.Array, positions: jax.Array | slice) -> jax.Array:
+        c = self.config
         table_VD = constrain(self.embedding[...], "vocab", None)
         x_BTD = table_VD[tokens_BT].astype(c.dtype)  # gathered in float32, so that its gradient is summed in float32
         if c.positions == "learned":
-            x_BTD = x_BTD + self.positions[:T].astype(c.dtype)
-        x_BTD = constrain(x_BTD, "batch", "stream", None)
-        x_BTD = run_stack(self.layers, x_BTD, segments_BT, scan=c.scan, remat=c.remat, microbatches=c.microbatches)
-        if c.norm_place == "pre":
+            x_BTD = x_BTD + self.positions[positions].astype(c.dtype)
+        return constrain(x_BTD, "batch", "stream", None)
+
+    def _read_out(self, x_BTD: jax.Array) -> jax.Array:
+        if self.config.norm_place == "pre":
             x_BTD = self.final_norm(x_BTD)
-        return scaled(x_BTD, 1 / c.width_ratio)
+        return scaled(x_BTD, 1 / self.config.width_ratio)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """Return the float32 logits of what `hidden` gives, of any number of positions."""

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gptjax.models.cache import Cache
 from gptjax.models.ring import ring_attend
 from gptjax.params import Axes, Init, constant, param
 from gptjax.sharding import constrain, current, parts, platform
@@ -69,9 +70,10 @@ class Norm(nnx.Module):
         return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
 
 
-def rope(x_BTNK: jax.Array, positions_T: jax.Array, theta: float, scaling: tuple[float, float, float, int] | None):
+def rope(x_BTNK: jax.Array, positions: jax.Array, theta: float, scaling: tuple[float, float, float, int] | None):
     """Rotate pairs (k, k + K/2) by position (Su et al. 2021, Eq. 34; the half layout of LLaMA in transformers).
 
+    positions: (T,), or (B, T) where rows differ.
     scaling: (factor, low, high, original context) stretches slow frequencies as LLaMA 3.1 does.
     """
     half = x_BTNK.shape[-1] // 2
@@ -81,8 +83,8 @@ def rope(x_BTNK: jax.Array, positions_T: jax.Array, theta: float, scaling: tuple
         turns = context * freq_K / (2 * jnp.pi)
         keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
         freq_K = freq_K * (keep + (1 - keep) / factor)
-    angle_TK = positions_T.astype(jnp.float32)[..., None] * freq_K
-    cos, sin = jnp.cos(angle_TK)[:, None, :], jnp.sin(angle_TK)[:, None, :]
+    angle_TK = positions.astype(jnp.float32)[..., None] * freq_K
+    cos, sin = jnp.cos(angle_TK)[..., None, :], jnp.sin(angle_TK)[..., None, :]
     a, b = jnp.split(x_BTNK.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNK.dtype)
 
@@ -155,16 +157,31 @@ class Attention(nnx.Module):
     @jax.named_scope("attention")
     def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
         c = self.config
-        q, k, v = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
-        if c.qk_norm:
-            q, k = self.query_norm(q), self.key_norm(k)
-        if c.positions == "rope":
-            positions = jnp.arange(x_BTD.shape[1])
-            q, k = (rope(a, positions, c.rope_theta, c.rope_scaling) for a in (q, k))
+        q, k, v = self._heads(x_BTD, jnp.arange(x_BTD.shape[1]))
         q = constrain(q, "batch", "seq", "heads", None)
         k, v = (constrain(a, "batch", "keys", "kv_heads", None) for a in (k, v))
         seen = attend(q, k, v, segments_BT, c.attention, c.attention_scale)
         return self.out(constrain(seen, "batch", "seq", "heads", None))  # its gradient too, else scores are exchanged
+
+    @jax.named_scope("attention")
+    def cached(self, x_BTD: jax.Array, cache: Cache, layer: jax.Array) -> tuple[jax.Array, Cache]:
+        """Attend from tokens that follow those in the cache, and add them to it."""
+        T = x_BTD.shape[1]
+        q, k, v = self._heads(x_BTD, cache.positions(T))
+        cache = cache.put(layer, k, v)
+        scale = self.config.attention_scale
+        seen = jax.nn.dot_product_attention(q, *cache.layer(layer), mask=cache.visible(T), scale=scale)
+        return self.out(seen), cache
+
+    def _heads(self, x_BTD: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Return queries, keys and values."""
+        c = self.config
+        q, k, v = self.query(x_BTD), self.key(x_BTD), self.value(x_BTD)
+        if c.qk_norm:
+            q, k = self.query_norm(q), self.key_norm(k)
+        if c.positions == "rope":
+            q, k = (rope(a, positions, c.rope_theta, c.rope_scaling) for a in (q, k))
+        return q, k, v
 
 
 class MLP(nnx.Module):

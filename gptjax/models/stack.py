@@ -43,6 +43,17 @@ def run_stack(
     return pipeline(through, weights, x_BTD, args, stages, microbatches or 2 * stages)
 
 
+def run_cached(layers: nnx.Module, x_BTD: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+    """Return x after all layers, each of which reads and writes its part of a cache."""
+    layer, weights = layer_of(layers, "cached")
+
+    def through(carry: tuple[jax.Array, Any], each: tuple[Any, jax.Array]) -> tuple[tuple[jax.Array, Any], None]:
+        return layer(each[0], *carry, each[1]), None
+
+    n_layers = jax.tree.leaves(weights)[0].shape[0]
+    return jax.lax.scan(through, (x_BTD, cache), (weights, jnp.arange(n_layers)))[0]
+
+
 def pipeline(
     stage: Callable[..., jax.Array],
     weights: Any,

@@ -29,6 +29,8 @@ from gptjax.train.pack import Run, advance
 
 Executor = Callable[[Plan, Path], None]
 POLL_SECONDS = 0.5
+STATE_BYTES = 12  # for each parameter: a weight and two moments
+PACKED_BYTES = 2**30  # of state: larger models fill a device alone, and several may not fit it
 
 
 def begin(plan: Plan, directory: Path) -> Ledger:
@@ -83,10 +85,10 @@ def work(
 ) -> None:
     """Take pending runs until none is left: branches of trunks trained here first, then the costliest.
 
-    They are taken one at a time, or up to `pack` of one shape (train/pack.py). With `ahead`, what comes next is
-    compiled meanwhile. With `only`, runs of other names are left alone. A run that another worker holds is waited for,
-    and taken over when that one is gone; one that another took over while this process stood still is left to it. All
-    processes of one job call this together; the first decides for all.
+    They are taken one at a time, or up to `pack` small ones of one shape (train/pack.py). With `ahead`, what comes
+    next is compiled meanwhile. With `only`, runs of other names are left alone. A run that another worker holds is
+    waited for, and taken over when that one is gone; one that another took over while this process stood still is left
+    to it. All processes of one job call this together; the first decides for all.
     """
     ledger = Ledger(directory)
     runs = {run.name: run for run in plan.runs}
@@ -111,7 +113,7 @@ def work(
                 if leases[run.name] and run.name not in ledger.rows():
                     taken.append(run)
                     held.push(attempt.pop_all())
-            if len(taken) == pack:
+            if taken and len(taken) >= min(pack, PACKED_BYTES // (STATE_BYTES * taken[0].params)):
                 break
         if left and not taken:
             time.sleep(POLL_SECONDS)

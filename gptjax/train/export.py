@@ -21,17 +21,8 @@ from gptjax.config import load_config, to_json
 from gptjax.errors import BadInput
 from gptjax.files import write_json
 from gptjax.question import fingerprint
-from gptjax.train.checkpoint import (
-    CHUNK,
-    Unreadable,
-    chunk_of,
-    copy,
-    damage,
-    in_flight,
-    newest_intact,
-    open_arrays,
-    reason,
-)
+from gptjax.train.checkpoint import CHUNK, Unreadable, chunk_of, copy, in_flight, open_arrays, reason
+from gptjax.train.weights import chosen_step
 
 PARAMS = "params."
 
@@ -44,12 +35,7 @@ def export(run: Path, to: Path, step: int | None, dtype: str) -> dict[str, Any]:
     config, saved = load_config(run / "config.json"), run / "checkpoints"
     if to.exists():
         raise BadInput(f"{to} exists and is not overwritten; move it away or choose another --to")
-    if step is None:
-        step = newest_intact(saved)
-        if step is None:
-            raise BadInput(f"{run} has no intact checkpoint; train it first")
-    elif wrong := damage(saved, step):
-        raise BadInput(f"checkpoint {saved / str(step)} {wrong}; leave out --step for the newest that is intact")
+    step = chosen_step(run, step)
     facts = {
         "model": to_json(config.model),
         "step": step,

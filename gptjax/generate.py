@@ -1,0 +1,217 @@
+"""Continue prompts: a prefill, then one compiled loop that decodes from a cache until every row has stopped.
+
+Shapes: B batch, T prompt, V vocab, S columns of the cache. Prompts are padded on the left, so that all end together.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gptjax.errors import BadInput
+from gptjax.models.cache import Cache, empty_cache
+from gptjax.models.gpt import GPTConfig, gpt
+from gptjax.params import Params
+from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh, use
+
+ROUNDED = 64  # columns: caches of nearly one length share a compiled program
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn, in this order: penalty, temperature, the k likeliest, the likeliest of mass p."""
+
+    temperature: float = 1.0  # 0: the likeliest token, always
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0  # the fewest tokens whose probabilities add up to this (Holtzman et al. 2020)
+    repetition_penalty: float = 1.0  # of what is in prompt or answer already (Keskar et al. 2019)
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or not self.repetition_penalty > 0:
+            raise BadInput(
+                f"temperature {self.temperature} and top_k {self.top_k} must be 0 or more, top_p {self.top_p} in "
+                f"(0, 1], and repetition_penalty {self.repetition_penalty} above 0"
+            )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Decoding:
+    """Where a batch has got to."""
+
+    cache: Cache
+    token_B: jax.Array  # drawn, and not yet in the cache
+    done_B: jax.Array  # whether a row has stopped
+    seen_BV: jax.Array  # whether a token is in a row
+    keys_B: jax.Array  # of the rows' randomness: what a row draws does not depend on the others
+    drawn: jax.Array  # tokens of each row so far
+
+
+def generate(
+    params: Params,
+    config: GPTConfig,
+    prompts: Sequence[np.ndarray],
+    new_tokens: int,
+    sampling: Sampling = Sampling(),
+    *,
+    stop: Sequence[int] = (),
+    seed: int = 0,
+    layout: Layout | None = None,
+) -> list[np.ndarray]:
+    """Return what follows each prompt: up to `new_tokens` ids, the last of them a stop token where one was drawn.
+
+    Raises BadInput where a prompt is empty, holds an unknown id, or leaves no room for the answer in the context.
+    """
+    parts = list(stream(params, config, prompts, new_tokens, sampling, stop=stop, seed=seed, layout=layout))
+    return [np.concatenate([part[row] for part in parts]) for row in range(len(prompts))]
+
+
+def stream(
+    params: Params,
+    config: GPTConfig,
+    prompts: Sequence[np.ndarray],
+    new_tokens: int,
+    sampling: Sampling = Sampling(),
+    *,
+    stop: Sequence[int] = (),
+    seed: int = 0,
+    layout: Layout | None = None,
+    every: int = 0,
+) -> Iterator[list[np.ndarray]]:
+    """Yield, as `generate` returns it in the end, what each row has got in every so many steps (0: all at once)."""
+    check_prompts(config, prompts, new_tokens)
+    layout = layout or Layout(make_mesh(MeshConfig(data=1), jax.devices()[:1]), Rules())
+    n_rows, parts = len(prompts), layout.parts(layout.rules.batch)
+    prompts = [*prompts, *[prompts[0]] * (-n_rows % parts)]  # rows for every device
+    T = max(map(len, prompts))
+    first_B = np.array([T - len(prompt) for prompt in prompts], np.int32)
+    tokens_BT = np.stack([np.pad(prompt, (T - len(prompt), 0)) for prompt in prompts]).astype(np.int32)
+    columns = min(-(-(T + new_tokens) // ROUNDED) * ROUNDED, config.context)
+    stops = np.zeros(config.padded_vocab, bool)
+    stops[list(stop)] = True
+    settings = {"config": config, "sampling": sampling, "layout": layout}
+    state = _begin(params, tokens_BT, first_B, jax.random.key(seed), columns=columns, **settings)
+    left = new_tokens
+    finished = np.zeros(n_rows, bool)
+    while left > 0:
+        steps = min(every or new_tokens, left)
+        state, answer_BT = _continue(params, state, stops, steps=steps, **settings)
+        ids = np.asarray(answer_BT)
+        rows = []
+        for i in range(n_rows):
+            hits = np.flatnonzero(stops[ids[i]])
+            end = 0 if finished[i] else (hits[0] + 1 if len(hits) else steps)
+            finished[i] |= len(hits) > 0
+            rows.append(ids[i, :end])
+        yield rows
+        left -= steps
+        if finished.all():
+            return
+
+
+def check_prompts(config: GPTConfig, prompts: Sequence[np.ndarray], new_tokens: int) -> None:
+    """Refuse prompts that cannot be continued by so many tokens."""
+    if new_tokens < 1:
+        raise BadInput(f"{new_tokens} new tokens are asked for; ask for 1 or more")
+    for i, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise BadInput(f"prompt {i} has no token; begin it with one, as bos")
+        if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
+            raise BadInput(f"prompt {i} has ids from {min(prompt)} to {max(prompt)}, and the model {config.vocab_size}")
+        if len(prompt) + new_tokens > config.context:
+            raise BadInput(
+                f"prompt {i} of {len(prompt)} tokens and {new_tokens} new ones exceed the context of {config.context}; "
+                "shorten the prompt or ask for fewer"
+            )
+
+
+@partial(jax.jit, static_argnames=("columns", "config", "sampling", "layout"))
+def _begin(
+    params: Params,
+    tokens_BT: jax.Array,
+    first_B: jax.Array,
+    key: jax.Array,
+    *,
+    columns: int,
+    config: GPTConfig,
+    sampling: Sampling,
+    layout: Layout,
+) -> Decoding:
+    """Read the prompts into a new cache, and draw the token after each."""
+    B, T = tokens_BT.shape
+    shape = (config.n_layers, B, columns, config.kv_heads, config.head_size)
+    with use(layout):
+        logits_BV, cache = gpt(config).apply(
+            params, tokens_BT, empty_cache(shape, config.dtype, first_B), method="step"
+        )
+    real_BT = jnp.arange(T) >= first_B[:, None]
+    rows_B = jnp.arange(B)
+    seen_BV = jnp.zeros(logits_BV.shape, bool).at[rows_B[:, None], tokens_BT].max(real_BT)
+    keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows_B)
+    token_B = draw(logits_BV, seen_BV, keys_B, 0, sampling)
+    return Decoding(cache, token_B, jnp.zeros(B, bool), seen_BV, keys_B, jnp.zeros((), jnp.int32))
+
+
+@partial(jax.jit, static_argnames=("steps", "config", "sampling", "layout"), donate_argnums=1)
+def _continue(
+    params: Params,
+    state: Decoding,
+    stops_V: jax.Array,
+    *,
+    steps: int,
+    config: GPTConfig,
+    sampling: Sampling,
+    layout: Layout,
+) -> tuple[Decoding, jax.Array]:
+    """Decode up to so many tokens a row, fewer if all stop; return them, (B, steps), and the state after them."""
+    model = gpt(config)
+    rows_B = jnp.arange(len(state.token_B))
+
+    def going(carry: tuple[jax.Array, Decoding, jax.Array]) -> jax.Array:
+        i, state, _ = carry
+        return (i < steps) & ~state.done_B.all()
+
+    def step(carry: tuple[jax.Array, Decoding, jax.Array]) -> tuple[jax.Array, Decoding, jax.Array]:
+        i, s, answer_BT = carry
+        answer_BT = answer_BT.at[:, i].set(s.token_B)
+        seen_BV = s.seen_BV.at[rows_B, s.token_B].set(True)
+        logits_BV, cache = model.apply(params, s.token_B[:, None], s.cache, method="step")
+        token_B = draw(logits_BV, seen_BV, s.keys_B, s.drawn + 1, sampling)
+        return i + 1, Decoding(cache, token_B, s.done_B | stops_V[s.token_B], seen_BV, s.keys_B, s.drawn + 1), answer_BT
+
+    with use(layout):
+        nothing = jnp.zeros((len(rows_B), steps), jnp.int32)
+        _, state, answer_BT = jax.lax.while_loop(going, step, (jnp.zeros((), jnp.int32), state, nothing))
+    return state, answer_BT
+
+
+def draw(logits_BV: jax.Array, seen_BV: jax.Array, keys_B: jax.Array, n: jax.Array | int, s: Sampling) -> jax.Array:
+    """Draw the n-th token of each row."""
+    logits_BV = allowed(logits_BV, seen_BV, s)
+    if s.temperature == 0:
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, n))(keys_B)
+    return jax.vmap(jax.random.categorical)(keys, logits_BV).astype(jnp.int32)
+
+
+def allowed(logits_BV: jax.Array, seen_BV: jax.Array, s: Sampling) -> jax.Array:
+    """Return the logits to draw from: -inf for what is cut off. The order is that of transformers' `generate`."""
+    if s.repetition_penalty != 1:
+        lower = jnp.where(logits_BV > 0, logits_BV / s.repetition_penalty, logits_BV * s.repetition_penalty)
+        logits_BV = jnp.where(seen_BV, lower, logits_BV)
+    if s.temperature == 0:
+        return logits_BV
+    logits_BV = logits_BV / s.temperature
+    if s.top_k:
+        least = jax.lax.top_k(logits_BV, min(s.top_k, logits_BV.shape[-1]))[0][:, -1:]
+        logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
+    if s.top_p < 1:
+        ordered = jnp.sort(logits_BV, axis=-1, descending=True)
+        p = jax.nn.softmax(ordered, axis=-1)
+        kept = jnp.cumsum(p, axis=-1) - p < s.top_p  # the first is always among them
+        least = jnp.min(jnp.where(kept, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits_BV = jnp.where(logits_BV < least, -jnp.inf, logits_BV)
+    return logits_BV
