@@ -195,13 +195,16 @@ def sweep(config):
     )
 
 
-def test_a_sweep_packs_seeds_and_branches(sweep, tmp_path, measured):
+def test_a_sweep_packs_seeds_and_branches(sweep, tmp_path, measured, monkeypatch):
+    ahead: list[int] = []
+    monkeypatch.setattr("gptjax.sweep.execute.compile_ahead", lambda c: ahead.append(c.model.d_model))
     plan = make_plan(sweep)
     begin(plan, tmp_path / "alone")
     work(plan, tmp_path / "alone")
     made = measured(FASTER)
     begin(plan, tmp_path / "together")
-    work(plan, tmp_path / "together", pack=8)
+    work(plan, tmp_path / "together", pack=8, ahead=True)
+    assert ahead and ahead[0] == 8  # while the costlier size trains
     assert set(made) == {3, 6}  # three trunks of a size, then their six branches
     alone, packed = Ledger(tmp_path / "alone").rows(), Ledger(tmp_path / "together").rows()
     assert alone.keys() == packed.keys()

@@ -23,17 +23,23 @@ def execute(plan: Plan, directory: Path, workers: int = 1, pack: int = 1) -> Non
     """Train every run of the plan that the ledger lacks; returns when all are done or failed.
 
     A run that another process holds is left to it and waited for. Several workers share out the CPU's cores; an
-    accelerator has one, and so has a job of several processes. A worker alone on its devices compiles what comes next
-    while it trains, and may train up to `pack` runs of one shape together. SIGTERM saves what is in progress and exits
-    with 75.
+    accelerator has one, and so has a job of several processes. A worker alone on its devices may train up to `pack`
+    runs of one shape together, and on an accelerator compiles meanwhile what comes next. SIGTERM saves what is in
+    progress and exits with 75.
     """
     for run in plan.runs:
         check_shapes(run.config, Layout(make_mesh(run.config.mesh), run.config.rules))
     ledger = begin(plan, directory)
-    if agree(lambda: not pending(plan, ledger)):
+    left = agree(lambda: len(pending(plan, ledger)))
+    if not left:
         return
+    workers = min(workers, left)  # a single run, as the held-out one, gets all cores
     if workers == 1 or several() or jax.default_backend() != "cpu":
-        return work(plan, directory, pack=1 if several() else pack, ahead=not several())
+        alone, accelerator = (
+            not several(),
+            jax.default_backend() != "cpu",
+        )  # on a CPU, compiling takes cores from training
+        return work(plan, directory, pack=pack if alone else 1, ahead=alone and accelerator)
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     spawn = multiprocessing.get_context("spawn")
     processes = [spawn.Process(target=_worker, args=(plan, directory, i, cores[i::workers])) for i in range(workers)]
