@@ -18,6 +18,7 @@ import pytest
 
 from gptjax.cli import main
 from gptjax.config import EvalConfig, RunConfig, SaveConfig, to_json
+from gptjax.data.tokenizer import ByteTokenizer
 from gptjax.errors import BadInput
 from gptjax.files import read_json, write_json
 from gptjax.models.gpt import GPTConfig
@@ -59,6 +60,7 @@ def run(tmp_path_factory):
     with Checkpoints(directory / "checkpoints", SAVE) as checkpoints:
         checkpoints.save(7, state)
     write_json(directory / "config.json", to_json(RunConfig(model=MODEL)))
+    ByteTokenizer().save(directory)
     return directory, state
 
 
@@ -321,7 +323,8 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 from gptjax.train.checkpoint import restore
-from gptjax.train.export import export
+from gptjax.train.export import write_params
+from gptjax.train.weights import saved_model
 
 way, run = sys.argv[1], Path(sys.argv[2])
 one = jax.sharding.SingleDeviceSharding(jax.device_put(0.0).devices().pop())
@@ -333,7 +336,7 @@ before = memory("VmRSS")
 if way == "restore":
     held = jax.block_until_ready(restore(run / "checkpoints", 1, abstract))
 else:
-    export(run, run / "out", 1, "bfloat16")
+    write_params(saved_model(run, 1).arrays, run / "out", "bfloat16")
 print(memory("VmHWM") - before)
 """
 
@@ -416,7 +419,7 @@ print(leaves[0].dtype, str(tree))
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_what_is_exported_is_read_by_orbax_alone(run, tmp_path, dtype, capsys):
     directory, state = run
-    main(["export", str(directory), "--to", str(tmp_path / "out"), "--dtype", dtype])
+    main(["export", str(directory), str(tmp_path / "out"), "--dtype", dtype])
     assert "step 7" in capsys.readouterr().out
     program = [sys.executable, "-c", READER, str(tmp_path / "out" / "params"), str(tmp_path / "read.npz")]
     read = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=300)
@@ -425,7 +428,7 @@ def test_what_is_exported_is_read_by_orbax_alone(run, tmp_path, dtype, capsys):
     arrays = np.load(tmp_path / "read.npz")
     for name, saved in zip(arrays.files, jax.tree.leaves(state.params), strict=True):
         np.testing.assert_array_equal(arrays[name], np.asarray(saved.astype(dtype), np.float32))
-    facts = read_json(tmp_path / "out" / "export.json")
+    facts = read_json(tmp_path / "out" / "weights.json")
     config = RunConfig(model=MODEL)
     asked = {"step": 7, "tokens": 7 * config.tokens_per_step, "fingerprint": fingerprint(config), "dtype": dtype}
     assert facts == {"model": to_json(MODEL), **asked}
@@ -436,9 +439,9 @@ def test_an_export_is_whole_or_absent(run, tmp_path, capsys):
     copy = tmp_path / "run"
     shutil.copytree(directory, copy)
     refused = {
-        "is not overwritten": [str(copy), "--to", str(copy)],
-        "8 has no seal": [str(copy), "--to", str(tmp_path / "out"), "--step", "8"],
-        "no config.json": [str(tmp_path), "--to", str(tmp_path / "out")],
+        "is not overwritten": [str(copy), str(copy)],
+        "8 has no seal": [str(copy), str(tmp_path / "out"), "--step", "8"],
+        "neither config.json nor": [str(tmp_path), str(tmp_path / "out")],
     }
     for words, given in refused.items():
         with pytest.raises(SystemExit) as stop:
@@ -447,11 +450,11 @@ def test_an_export_is_whole_or_absent(run, tmp_path, capsys):
     file = next((copy / "checkpoints" / "7" / "default" / "d").iterdir())
     file.write_bytes(b"x" * file.stat().st_size)
     with pytest.raises(SystemExit):
-        main(["export", str(copy), "--to", str(tmp_path / "out")])
+        main(["export", str(copy), str(tmp_path / "out")])
     said = capsys.readouterr().err
     assert f"{copy}/checkpoints/7 is damaged: default/d/{file.name}" in said and "no intact checkpoint" in said
     reseal(copy / "checkpoints", 7)
     with pytest.raises(SystemExit):
-        main(["export", str(copy), "--to", str(tmp_path / "out")])
+        main(["export", str(copy), str(tmp_path / "out")])
     assert "was not written (cannot be read" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

@@ -7,19 +7,19 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from gptjax.commands.given import Verb, existing, use_compilation_cache, writable
+from gptjax.commands.given import Verb, use_compilation_cache, writable
 from gptjax.errors import BadInput
 
 
 def add(verb: Verb) -> None:
-    export = verb("export", run_export, "write a run's weights as an Orbax checkpoint that needs no gptjax")
-    export.add_argument("dir", type=Path, metavar="RUN", help="the directory of a run")
-    export.add_argument("--to", required=True, type=Path, metavar="DIR", help="a new directory")
+    export = verb("export", run_export, "write a model's weights as an Orbax checkpoint that needs no gptjax")
+    export.add_argument("dir", type=Path, metavar="MODEL", help="the directory of a run or of weights")
+    export.add_argument("out", type=Path, metavar="OUT", help="a new directory")
     export.add_argument("--step", type=int, help="default: the newest intact one")
     export.add_argument("--dtype", default="float32", choices=("bfloat16", "float32"), help="default: %(default)s")
 
     generate = verb("generate", run_generate, "continue a prompt with a run's weights")
-    generate.add_argument("dir", type=Path, metavar="RUN", help="the directory of a run")
+    generate.add_argument("dir", type=Path, metavar="MODEL", help="the directory of a run or of weights")
     generate.add_argument("prompt", nargs="?", default="", help="a text; - reads it from the standard input")
     generate.add_argument("--count", type=int, default=1, help="answers (default: %(default)s)")
     generate.add_argument("--tokens", type=int, default=0, help="new ones; default: what the context has room for")
@@ -33,42 +33,40 @@ def add(verb: Verb) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     from gptjax.train.export import export
+    from gptjax.train.weights import saved_model
 
-    writable(args.to)
-    facts = export(existing(args.dir, "config.json", "a run"), args.to, args.step, args.dtype)
-    print(f"step {facts['step']}, {facts['tokens']:,} tokens, {facts['dtype']}: {args.to}")
+    writable(args.out)
+    facts = export(saved_model(args.dir, args.step), args.out, args.dtype)
+    print(f"step {facts['step']}, {facts['tokens']:,} tokens, {facts['dtype']}: {args.out}")
 
 
 def run_generate(args: argparse.Namespace) -> None:
     use_compilation_cache()
     import numpy as np
 
-    from gptjax.config import load_config
-    from gptjax.data.loader import open_stores
     from gptjax.generate import Sampling, check_prompts, generate, stream
-    from gptjax.sharding import Layout, make_mesh
-    from gptjax.train.weights import read_weights
+    from gptjax.train.weights import saved_model
 
     if args.count < 1:
         raise BadInput(f"--count {args.count} must be at least 1")
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
-    config = load_config(existing(args.dir, "config.json", "a run") / "config.json")
-    tokenizer = open_stores(config.data)[0].tokenizer
+    saved = saved_model(args.dir, args.step)
+    tokenizer = saved.tokenizer
     text = sys.stdin.buffer.read() if args.prompt == "-" else os.fsencode(args.prompt)
     prompt = np.append(np.int32(tokenizer.bos), tokenizer.encode(text))
-    new = args.tokens or config.model.context - len(prompt)
-    layout = Layout(make_mesh(config.mesh), config.rules)
-    given = config.model, [prompt] * args.count, max(new, 1), sampling
+    new = args.tokens or saved.config.context - len(prompt)
+    given = saved.config, [prompt] * args.count, max(new, 1), sampling
     check_prompts(*given[:3])
-    weights = read_weights(args.dir, args.step, layout)
+    layout = saved.layout()
+    params = saved.read(layout)
     settings = {"stop": [tokenizer.bos], "seed": args.seed, "layout": layout}
     show = partial(print, end="", flush=True)
     if args.count == 1:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         show(decoder.decode(text))
-        for (ids,) in stream(weights.params, *given, **settings, every=8):
+        for (ids,) in stream(params, *given, **settings, every=8):
             show(decoder.decode(tokenizer.decode(ids)))
         print(decoder.decode(b"", final=True))
         return
-    for i, ids in enumerate(generate(weights.params, *given, **settings)):
+    for i, ids in enumerate(generate(params, *given, **settings)):
         print(f"---- {i}\n{(text + tokenizer.decode(ids)).decode(errors='replace')}")

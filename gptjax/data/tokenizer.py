@@ -14,6 +14,7 @@ import sentencepiece as spm
 
 from gptjax.allocator import return_freed_memory
 from gptjax.errors import BadInput
+from gptjax.files import write_file
 
 MODEL_FILE = "tokenizer.model"
 SPACE = "\u2581"  # how SentencePiece writes a space, so that it cannot tell its own from ours
@@ -40,7 +41,7 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> bytes:
         """Return the bytes that ids stand for."""
 
-    def save(self, directory: str | Path) -> None:
+    def save(self, directory: Path) -> None:
         """Write the model where `load_tokenizer` finds it."""
 
 
@@ -64,8 +65,8 @@ class ByteTokenizer:
     def decode(self, ids: Iterable[int]) -> bytes:
         return bytes(i for i in ids if i != self.bos)
 
-    def save(self, directory: str | Path) -> None:
-        Path(directory, MODEL_FILE).write_bytes(self.MODEL)
+    def save(self, directory: Path) -> None:
+        write_file(directory / MODEL_FILE, self.MODEL)
 
 
 class SentencePieceTokenizer:
@@ -98,8 +99,8 @@ class SentencePieceTokenizer:
     def decode(self, ids: Iterable[int]) -> bytes:
         return b"".join(self._table[i] for i in ids)
 
-    def save(self, directory: str | Path) -> None:
-        Path(directory, MODEL_FILE).write_bytes(self._model)
+    def save(self, directory: Path) -> None:
+        write_file(directory / MODEL_FILE, self._model)
 
     def _encode_raw(self, part: str) -> np.ndarray:
         return self._byte_ids[np.frombuffer(part.encode("utf-8", "surrogateescape"), np.uint8)]

@@ -11,7 +11,7 @@ import logging
 import re
 import sys
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
@@ -70,14 +70,24 @@ def warn(directory: Path, step: int, wrong: str) -> None:
 
 def damage(directory: Path, step: int) -> str | None:
     """Say what is wrong with a step, or None if every byte is as it was written; every process asks at once."""
-    seal = hosts.agree(lambda: _read_seal(seal_of(directory, step)))
+    return altered(directory / str(step), seal_of(directory, step))
+
+
+def altered(folder: Path, sealed: Path) -> str | None:
+    """Say how a folder differs from what its seal says of it, or None; every process asks at once."""
+    seal = hosts.agree(lambda: _read_seal(sealed))
     if isinstance(seal, str):
         return seal
-    found = _digests(directory / str(step))
+    found = _digests(folder)
     for name, digest in seal["files"].items():
         if found.get(name) != digest:
             return f"is damaged: {name} {'is not as it was written' if name in found else 'is missing'}"
     return None
+
+
+def seal(folder: Path, loss: float | None = None) -> dict[str, Any]:
+    """Return what proves a folder: size and sha256 of each file, and what is to be remembered with it."""
+    return {"files": {name: _digest(folder / name) for name in all_names(folder)}, "loss": loss}
 
 
 def _read_seal(path: Path) -> dict[str, Any] | str:
@@ -122,28 +132,26 @@ def restore(directory: Path, step: int, abstract: Any) -> Any:
 def _restore_sound(directory: Path, step: int, abstract: Any) -> tuple[Any, str | None]:
     """Read a step whose bytes are proved; return it, or what is wrong with it on any process."""
     state, wrong = None, None
+    path = directory / str(step)
     try:
-        state = read_tree(directory / str(step), abstract)
+        state = read_tree(open_arrays(path / "default"), abstract, f"checkpoint {path}")
     except Unreadable as error:
         wrong = str(error)
     return state, next(filter(None, hosts.gather(wrong)), None)
 
 
-def read_tree(step: Path, abstract: Any) -> Any:
+def read_tree(arrays: Mapping[str, ts.TensorStore], abstract: Any, what: str) -> Any:
     """Read arrays one by one, each device's piece in turn; the host holds one piece and a few chunks."""
     leaves, tree = jax.tree.flatten_with_path(abstract)
-    names = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in leaves]
-    arrays = open_arrays(step)
     flights = in_flight(arrays)
     found = []
-    for name, (_, leaf) in zip(names, leaves, strict=True):
+    for path, leaf in leaves:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
         if name not in arrays:
-            raise BadInput(f"checkpoint {step} holds no {name}; it is of another model or optimizer")
+            raise BadInput(f"{what} holds no {name}; it is of another model or optimizer")
         array = arrays[name]
         if array.shape != leaf.shape:
-            raise BadInput(
-                f"checkpoint {step} has {name} of shape {array.shape}, not {leaf.shape}; it is another model's"
-            )
+            raise BadInput(f"{what} has {name} of shape {array.shape}, not {leaf.shape}; it is another model's")
         try:
             found.append(_place(array, leaf, flights))
         except (ValueError, OSError) as error:
@@ -151,9 +159,9 @@ def read_tree(step: Path, abstract: Any) -> Any:
     return jax.tree.unflatten(tree, found)
 
 
-def open_arrays(step: Path) -> dict[str, ts.TensorStore]:
-    """Open every array of a step, by the names of its path joined with dots."""
-    base = {"driver": "ocdbt", "base": url_of(step / "default")}
+def open_arrays(tree: Path) -> dict[str, ts.TensorStore]:
+    """Open every array of a tree that Orbax wrote, by the names of its path joined with dots."""
+    base = {"driver": "ocdbt", "base": url_of(tree)}
     try:
         keys = ts.KvStore.open(base).result().list().result()
         names = [key.decode().removesuffix("/.zarray") for key in keys if key.endswith(b"/.zarray")]
@@ -163,7 +171,7 @@ def open_arrays(step: Path) -> dict[str, ts.TensorStore]:
         raise Unreadable(f"cannot be read: {reason(error)}") from error
 
 
-def in_flight(arrays: dict[str, ts.TensorStore]) -> int:
+def in_flight(arrays: Mapping[str, ts.TensorStore]) -> int:
     """Return how many chunks to read at once: with what they are unpacked from, they take a quarter of an array."""
     largest = max(array.size * array.dtype.numpy_dtype.itemsize for array in arrays.values())
     return min(max(1, largest // (8 * CHUNK)), 64)
@@ -309,10 +317,9 @@ class Checkpoints:
         """
         self.manager.wait_until_finished()
         if hosts.is_first():
-            path = self.directory / str(step)
-            seal = {"files": {name: _digest(path / name) for name in all_names(path)}, "loss": loss}
+            found = seal(self.directory / str(step), loss)
             self.still_ours()
-            write_json(seal_of(self.directory, step), seal)
+            write_json(seal_of(self.directory, step), found)
             self._retain()
 
     def _make_ready(self) -> None:

@@ -91,6 +91,7 @@ def claim(
         if held is None:
             raise BadInput(f"{directory} is being trained by another process; wait for it or use a new --dir")
         write_json(env, environment)
+        stores[0].tokenizer.save(directory)
         write_json(path, to_json(config))
         check_shared(directory)
         yield held

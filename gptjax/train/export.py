@@ -1,11 +1,12 @@
-"""A run's weights for others: no optimizer, cast, in Orbax's own format, for whoever reads that without our code.
+"""Weights for others: no optimizer, cast, in Orbax's own format, for whoever reads that without our code.
 
 They go from disk to disk a few chunks at a time, so a model need not fit the machine that exports it.
 """
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
@@ -17,56 +18,72 @@ import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
-from gptjax.config import load_config, to_json
+from gptjax.config import to_json
 from gptjax.errors import BadInput
 from gptjax.files import write_json
+from gptjax.models.gpt import GPTConfig
 from gptjax.question import fingerprint
-from gptjax.train.checkpoint import CHUNK, Unreadable, chunk_of, copy, in_flight, open_arrays, reason
-from gptjax.train.weights import chosen_step
-
-PARAMS = "params."
+from gptjax.train.checkpoint import CHUNK, Unreadable, chunk_of, copy, in_flight, reason, seal
+from gptjax.train.weights import MARK, SavedModel
 
 
-def export(run: Path, to: Path, step: int | None, dtype: str) -> dict[str, Any]:
-    """Write `to`/params, an Orbax checkpoint, and `to`/export.json, which says what it is and is returned.
+def facts_of(saved: SavedModel) -> dict[str, Any]:
+    """Say where a model's weights come from."""
+    if saved.run is None:
+        return dict(saved.facts)
+    tokens = (saved.step or 0) * saved.run.tokens_per_step
+    return {"step": saved.step, "tokens": tokens, "fingerprint": fingerprint(saved.run)}
 
-    The newest intact step is taken where none is given. `to` appears when it is whole; BadInput if it exists.
+
+def export(saved: SavedModel, to: Path, dtype: str) -> dict[str, Any]:
+    """Write a model's weights as a folder of weights, and return what its weights.json says.
+
+    The folder appears when it is whole; BadInput if it exists.
     """
-    config, saved = load_config(run / "config.json"), run / "checkpoints"
-    if to.exists():
-        raise BadInput(f"{to} exists and is not overwritten; move it away or choose another --to")
-    step = chosen_step(run, step)
-    facts = {
-        "model": to_json(config.model),
-        "step": step,
-        "tokens": step * config.tokens_per_step,
-        "fingerprint": fingerprint(config),
-        "dtype": dtype,
-    }
-    partial = Path(mkdtemp(dir=to.absolute().parent, prefix=f".{to.name}."))
-    try:
-        write_weights(saved / str(step), partial / "params", dtype)
-        write_json(partial / "export.json", facts)
-        partial.chmod(0o755)
-        partial.rename(to)
-    except (Unreadable, OSError, ValueError) as error:
-        raise BadInput(f"{to} was not written ({reason(error)}); make room, or give another --step") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    facts = {**facts_of(saved), "dtype": dtype}
+    with written_aside(to) as aside:
+        write_model(aside, saved.config, saved.arrays, dtype, facts)
+        if saved.has_tokenizer:
+            saved.tokenizer.save(aside)
     return facts
 
 
-def write_weights(step: Path, to: Path, dtype: str) -> None:
-    """Copy the weights of a step, floating ones as `dtype`, into an Orbax checkpoint of nested dicts."""
+def write_model(
+    to: Path, config: GPTConfig, arrays: Mapping[str, ts.TensorStore], dtype: str, facts: dict[str, Any]
+) -> None:
+    """Write a folder of weights, all but its tokenizer."""
+    write_params(arrays, to / "params", dtype)
+    write_json(to / "seal.json", seal(to / "params"))
+    write_json(to / MARK, {"model": to_json(config), **facts})
+
+
+@contextmanager
+def written_aside(to: Path) -> Iterator[Path]:
+    """Give a new folder that takes its name when it is whole, and is gone if it never is; BadInput if it exists."""
+    if to.exists():
+        raise BadInput(f"{to} exists and is not overwritten; move it away or choose another name")
+    aside = Path(mkdtemp(dir=to.absolute().parent, prefix=f".{to.name}."))
+    try:
+        yield aside
+        aside.chmod(0o755)
+        aside.rename(to)
+    except BadInput:
+        raise
+    except (Unreadable, OSError, ValueError) as error:
+        raise BadInput(f"{to} was not written ({reason(error)}); make room, or give another --step") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_params(arrays: Mapping[str, ts.TensorStore], to: Path, dtype: str) -> None:
+    """Copy arrays, floating ones as `dtype`, into an Orbax checkpoint of nested dicts."""
     tree: dict[str, Any] = {}
-    arrays = open_arrays(step)
     for name, array in arrays.items():
-        if name.startswith(PARAMS):
-            *parents, last = name.removeprefix(PARAMS).split(".")
-            branch = tree
-            for parent in parents:
-                branch = branch.setdefault(parent, {})
-            branch[last] = Stored(array, dtype)
+        *parents, last = name.split(".")
+        branch = tree
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        branch[last] = Stored(array, dtype)
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns that the registry below knows no jax.Array
     registry = ocp.type_handlers.create_type_handler_registry((Stored, StoredHandler(in_flight(arrays))))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as writer:
