@@ -323,7 +323,7 @@ import sys
 from pathlib import Path
 import jax, numpy as np
 from gptjax.train.checkpoint import restore
-from gptjax.train.export import write_params
+from gptjax.train.export import stored, write_params
 from gptjax.train.weights import saved_model
 
 way, run = sys.argv[1], Path(sys.argv[2])
@@ -336,7 +336,7 @@ before = memory("VmRSS")
 if way == "restore":
     held = jax.block_until_ready(restore(run / "checkpoints", 1, abstract))
 else:
-    write_params(saved_model(run, 1).arrays, run / "out", "bfloat16")
+    write_params(stored(saved_model(run, 1).arrays, "bfloat16"), run / "out")
 print(memory("VmHWM") - before)
 """
 

@@ -1,4 +1,4 @@
-"""The verbs of weights: export, generate."""
+"""The verbs of weights: export, import, inspect, generate."""
 
 import argparse
 import codecs
@@ -12,11 +12,18 @@ from gptjax.errors import BadInput
 
 
 def add(verb: Verb) -> None:
-    export = verb("export", run_export, "write a model's weights as an Orbax checkpoint that needs no gptjax")
+    export = verb("export", run_export, "write a model's weights for transformers, or for anybody with Orbax")
     export.add_argument("dir", type=Path, metavar="MODEL", help="the directory of a run or of weights")
     export.add_argument("out", type=Path, metavar="OUT", help="a new directory")
+    export.add_argument("--format", default="hf", choices=("hf", "orbax"), help="default: %(default)s, transformers'")
     export.add_argument("--step", type=int, help="default: the newest intact one")
-    export.add_argument("--dtype", default="float32", choices=("bfloat16", "float32"), help="default: %(default)s")
+    export.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: as stored")
+    export.add_argument("--shard-bytes", type=float, default=5e9, metavar="N", help="of a file (default: %(default)g)")
+    export.add_argument("--no-verify", action="store_true", help="do not load it again to compare logits")
+
+    bring = verb("import", run_import, "read a model that transformers saved into a directory of weights")
+    bring.add_argument("folder", type=Path, metavar="HF_DIR", help="with config.json and safetensors")
+    bring.add_argument("out", type=Path, metavar="OUT", help="a new directory")
 
     generate = verb("generate", run_generate, "continue a prompt with a run's weights")
     generate.add_argument("dir", type=Path, metavar="MODEL", help="the directory of a run or of weights")
@@ -32,12 +39,36 @@ def add(verb: Verb) -> None:
 
 
 def run_export(args: argparse.Namespace) -> None:
-    from gptjax.train.export import export
+    use_compilation_cache()
     from gptjax.train.weights import saved_model
 
     writable(args.out)
-    facts = export(saved_model(args.dir, args.step), args.out, args.dtype)
-    print(f"step {facts['step']}, {facts['tokens']:,} tokens, {facts['dtype']}: {args.out}")
+    if args.out.exists():
+        raise BadInput(f"{args.out} exists and is not overwritten; move it away or choose another name")
+    if args.format == "orbax":
+        from gptjax.train.export import export
+
+        facts = export(saved_model(args.dir, args.step), args.out, args.dtype)
+        print("\n".join(f"{name}: {value}" for name, value in facts.items()))
+        return
+    if not args.shard_bytes >= 1:
+        raise BadInput(f"--shard-bytes {args.shard_bytes:g} must be 1 or more; 5e9 is usual")
+    from gptjax.hf.export import export_hf
+
+    saved = saved_model(args.dir, args.step)
+    proof = export_hf(saved, args.out, args.dtype, shard_bytes=int(args.shard_bytes), verified=not args.no_verify)
+    print(f"{args.out}: {proof or 'not verified'}")
+
+
+def run_import(args: argparse.Namespace) -> None:
+    from gptjax.hf.load import import_hf
+    from gptjax.models.count import count
+
+    writable(args.out)
+    model = import_hf(args.folder, args.out)
+    tokenizer = "with its tokenizer" if model.tokenizer else "without a tokenizer.json"
+    n = count(model.config).total
+    print(f"{args.out}: {n:,} parameters of {model.family.architecture}, {model.dtype.name}, {tokenizer}")
 
 
 def run_generate(args: argparse.Namespace) -> None:

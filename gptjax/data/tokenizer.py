@@ -7,12 +7,13 @@ import re
 from collections.abc import Iterable, Sequence
 from hashlib import blake2b, sha256
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import sentencepiece as spm
 
 from gptjax.allocator import return_freed_memory
+from gptjax.data.json_tokenizer import JsonTokenizer
 from gptjax.errors import BadInput
 from gptjax.files import write_file
 
@@ -102,6 +103,13 @@ class SentencePieceTokenizer:
     def save(self, directory: Path) -> None:
         write_file(directory / MODEL_FILE, self._model)
 
+    def pieces(self) -> list[tuple[str, str]]:
+        """Return every piece, spelled with the space itself, and its kind: text, byte or mark."""
+        p = self._processor
+        kinds = ["byte" if p.is_byte(i) else "mark" if _is_mark(p, i) else "text" for i in range(self.vocab_size)]
+        names = map(p.id_to_piece, range(self.vocab_size))
+        return [(n.replace(SPACE, " ") if kind == "text" else n, kind) for n, kind in zip(names, kinds, strict=True)]
+
     def _encode_raw(self, part: str) -> np.ndarray:
         return self._byte_ids[np.frombuffer(part.encode("utf-8", "surrogateescape"), np.uint8)]
 
@@ -109,9 +117,11 @@ class SentencePieceTokenizer:
         piece = self._processor.id_to_piece(i)
         if self._processor.is_byte(i):
             return bytes.fromhex(piece[3:5])
-        if self._processor.is_control(i) or self._processor.is_unknown(i):
-            return b""
-        return piece.replace(SPACE, " ").encode()
+        return b"" if _is_mark(self._processor, i) else piece.replace(SPACE, " ").encode()
+
+
+def _is_mark(processor: Any, i: int) -> bool:
+    return processor.is_control(i) or processor.is_unknown(i)
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -126,6 +136,8 @@ def read_tokenizer(model: bytes) -> Tokenizer:
     """Build the tokenizer from the content of its model file; BadInput if it is not one."""
     if model == ByteTokenizer.MODEL:
         return ByteTokenizer()
+    if model.startswith(b"{"):
+        return JsonTokenizer(model)
     try:
         return SentencePieceTokenizer(model)
     except RuntimeError as error:

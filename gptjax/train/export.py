@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -35,24 +35,27 @@ def facts_of(saved: SavedModel) -> dict[str, Any]:
     return {"step": saved.step, "tokens": tokens, "fingerprint": fingerprint(saved.run)}
 
 
-def export(saved: SavedModel, to: Path, dtype: str) -> dict[str, Any]:
-    """Write a model's weights as a folder of weights, and return what its weights.json says.
+def stored_dtype(saved: SavedModel) -> str:
+    return jnp.dtype(saved.arrays["embedding"].dtype.numpy_dtype).name
+
+
+def export(saved: SavedModel, to: Path, dtype: str | None = None) -> dict[str, Any]:
+    """Write a model's weights, cast or as they are stored, as a folder of weights; return what its weights.json says.
 
     The folder appears when it is whole; BadInput if it exists.
     """
+    dtype = dtype or stored_dtype(saved)
     facts = {**facts_of(saved), "dtype": dtype}
     with written_aside(to) as aside:
-        write_model(aside, saved.config, saved.arrays, dtype, facts)
+        write_model(aside, saved.config, stored(saved.arrays, dtype), facts)
         if saved.has_tokenizer:
             saved.tokenizer.save(aside)
     return facts
 
 
-def write_model(
-    to: Path, config: GPTConfig, arrays: Mapping[str, ts.TensorStore], dtype: str, facts: dict[str, Any]
-) -> None:
+def write_model(to: Path, config: GPTConfig, weights: Mapping[str, "Source"], facts: dict[str, Any]) -> None:
     """Write a folder of weights, all but its tokenizer."""
-    write_params(arrays, to / "params", dtype)
+    write_params(weights, to / "params")
     write_json(to / "seal.json", seal(to / "params"))
     write_json(to / MARK, {"model": to_json(config), **facts})
 
@@ -75,27 +78,45 @@ def written_aside(to: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_params(arrays: Mapping[str, ts.TensorStore], to: Path, dtype: str) -> None:
-    """Copy arrays, floating ones as `dtype`, into an Orbax checkpoint of nested dicts."""
+class Source(Protocol):
+    """An array that can be written somewhere without being held whole."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> np.dtype: ...
+
+    @property
+    def chunk(self) -> tuple[int, ...]:
+        """The parts by which it is best written."""
+
+    def write(self, target: ts.TensorStore) -> None: ...
+
+
+def write_params(weights: Mapping[str, Source], to: Path) -> None:
+    """Write arrays, named by their path joined with dots, into an Orbax checkpoint of nested dicts."""
     tree: dict[str, Any] = {}
-    for name, array in arrays.items():
+    for name, source in weights.items():
         *parents, last = name.split(".")
         branch = tree
         for parent in parents:
             branch = branch.setdefault(parent, {})
-        branch[last] = Stored(array, dtype)
+        branch[last] = source
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns that the registry below knows no jax.Array
-    registry = ocp.type_handlers.create_type_handler_registry((Stored, StoredHandler(in_flight(arrays))))
+    kinds = {type(source) for source in weights.values()}
+    registry = ocp.type_handlers.create_type_handler_registry(*((kind, SourceHandler()) for kind in kinds))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as writer:
         writer.save(to.absolute(), tree)
 
 
 @dataclass(frozen=True)
 class Stored:
-    """An array on disk, to be read as another floating type."""
+    """An array on disk, cast to a floating type."""
 
     array: ts.TensorStore
     floating: str
+    flights: int  # chunks to read at once
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -106,29 +127,35 @@ class Stored:
         stored = jnp.dtype(self.array.dtype.numpy_dtype)
         return jnp.dtype(self.floating) if jnp.issubdtype(stored, jnp.floating) else stored
 
+    @property
+    def chunk(self) -> tuple[int, ...]:
+        return chunk_of(self.array)
 
-class StoredHandler(ocp.type_handlers.NumpyHandler):
-    """Write stored arrays as Orbax writes numpy's, and so for any reader of those."""
+    def write(self, target: ts.TensorStore) -> None:
+        copy(ts.cast(self.array, self.dtype), target, self.chunk, self.flights)
 
-    def __init__(self, flights: int) -> None:
-        super().__init__()
-        self.flights = flights
+
+def stored(arrays: Mapping[str, ts.TensorStore], dtype: str) -> dict[str, Source]:
+    """Return arrays on disk as what can be written elsewhere."""
+    return {name: Stored(array, dtype, in_flight(arrays)) for name, array in arrays.items()}
+
+
+class SourceHandler(ocp.type_handlers.NumpyHandler):
+    """Write sources as Orbax writes numpy's arrays, and so for any reader of those."""
 
     async def serialize(
-        self, values: Sequence[Stored], infos: Sequence[Any], args: Sequence[ocp.SaveArgs] | None = None
+        self, values: Sequence[Source], infos: Sequence[Any], args: Sequence[ocp.SaveArgs] | None = None
     ) -> list[Any]:
         for value, info in zip(values, infos, strict=True):
             await info.await_path_creation()
-            chunk = chunk_of(value.array)
             spec = ocp.type_handlers.get_json_tspec_write(
                 info,
                 use_ocdbt=True,
                 global_shape=value.shape,
-                local_shape=chunk,
+                local_shape=value.chunk,
                 dtype=value.dtype,
                 process_index=jax.process_index(),
                 arg=ocp.SaveArgs(chunk_byte_size=CHUNK),
             )
-            target = await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
-            copy(ts.cast(value.array, value.dtype), target, chunk, self.flights)
+            value.write(await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context))
         return []

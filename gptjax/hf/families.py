@@ -1,0 +1,391 @@
+"""Which architectures of transformers our settings are, and what their tensors are called there.
+
+To add one, add a `Family`: a name table and how its config.json is written and read. Whether it can express a model is
+found by writing its config and reading that back.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import sqrt
+from typing import Any
+
+import jax
+
+from gptjax.errors import BadInput
+from gptjax.models.gpt import GPTConfig, gpt
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A tensor of theirs ({} is the layer): one of ours, or several side by side along what they put out."""
+
+    theirs: str
+    ours: tuple[str, ...]
+    transposed: bool = False  # theirs is (out, in), as torch's Linear has it; ours (in, out)
+
+
+def _rows(prefix: str, *table: tuple[str, str], transposed: bool = False) -> tuple[Row, ...]:
+    return tuple(Row(prefix + theirs, tuple(ours.split()), transposed) for theirs, ours in table)
+
+
+OPENAI_LAYERS = _rows(
+    "transformer.h.{}.",
+    ("ln_1.weight", "layers.attention_norm.scale"),
+    ("ln_1.bias", "layers.attention_norm.bias"),
+    ("attn.c_attn.weight", "layers.attention.query.kernel layers.attention.key.kernel layers.attention.value.kernel"),
+    ("attn.c_attn.bias", "layers.attention.query.bias layers.attention.key.bias layers.attention.value.bias"),
+    ("attn.c_proj.weight", "layers.attention.out.kernel"),
+    ("attn.c_proj.bias", "layers.attention.out.bias"),
+    ("ln_2.weight", "layers.mlp_norm.scale"),
+    ("ln_2.bias", "layers.mlp_norm.bias"),
+    ("mlp.c_fc.weight", "layers.mlp.up.kernel"),
+    ("mlp.c_fc.bias", "layers.mlp.up.bias"),
+    ("mlp.c_proj.weight", "layers.mlp.down.kernel"),
+    ("mlp.c_proj.bias", "layers.mlp.down.bias"),
+)
+GPT1_ROWS = (
+    *_rows(
+        "transformer.",
+        ("tokens_embed.weight", "embedding"),
+        ("positions_embed.weight", "positions"),
+    ),
+    *OPENAI_LAYERS,
+)
+GPT2_ROWS = (
+    *_rows("transformer.", ("wte.weight", "embedding"), ("wpe.weight", "positions")),
+    *OPENAI_LAYERS,
+    *_rows("transformer.ln_f.", ("weight", "final_norm.scale"), ("bias", "final_norm.bias")),
+    *_rows("lm_head.", ("weight", "head.kernel"), transposed=True),
+)
+LLAMA_ROWS = (
+    *_rows("model.", ("embed_tokens.weight", "embedding")),
+    *_rows(
+        "model.layers.{}.",
+        ("self_attn.q_proj.weight", "layers.attention.query.kernel"),
+        ("self_attn.k_proj.weight", "layers.attention.key.kernel"),
+        ("self_attn.v_proj.weight", "layers.attention.value.kernel"),
+        ("self_attn.o_proj.weight", "layers.attention.out.kernel"),
+        ("mlp.gate_proj.weight", "layers.mlp.gate.kernel"),
+        ("mlp.up_proj.weight", "layers.mlp.up.kernel"),
+        ("mlp.down_proj.weight", "layers.mlp.down.kernel"),
+        transposed=True,
+    ),
+    *_rows(
+        "model.layers.{}.",
+        ("self_attn.q_proj.bias", "layers.attention.query.bias"),
+        ("self_attn.k_proj.bias", "layers.attention.key.bias"),
+        ("self_attn.v_proj.bias", "layers.attention.value.bias"),
+        ("self_attn.o_proj.bias", "layers.attention.out.bias"),
+        ("self_attn.q_norm.weight", "layers.attention.query_norm.scale"),
+        ("self_attn.k_norm.weight", "layers.attention.key_norm.scale"),
+        ("mlp.gate_proj.bias", "layers.mlp.gate.bias"),
+        ("mlp.up_proj.bias", "layers.mlp.up.bias"),
+        ("mlp.down_proj.bias", "layers.mlp.down.bias"),
+        ("input_layernorm.weight", "layers.attention_norm.scale"),
+        ("post_attention_layernorm.weight", "layers.mlp_norm.scale"),
+    ),
+    *_rows("model.norm.", ("weight", "final_norm.scale")),
+    *_rows("lm_head.", ("weight", "head.kernel"), transposed=True),
+)
+
+ACTIVATIONS = {"gelu": "gelu_new", "gelu_exact": "gelu", "relu": "relu", "silu": "silu"}
+ACTIVATIONS_READ = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {
+    "gelu_pytorch_tanh": "gelu",
+    "gelu_fast": "gelu",
+    "swish": "silu",
+}
+
+
+class Settings:
+    """A config.json; what it lacks or says in vain is BadInput."""
+
+    def __init__(self, content: Json, where: str) -> None:
+        self.content, self.where = content, where
+
+    def get(self, key: str, default: Any = None) -> Any:
+        value = self.content.get(key)
+        value = default if value is None else value
+        if value is None:
+            raise BadInput(f"{self.where} has no {key!r}; give the config.json that was saved with the weights")
+        return value
+
+    def require(self, **only: Any) -> None:
+        for key, value in only.items():
+            if self.content.get(key, value) != value:
+                raise BadInput(f"{self.where}: {key} = {self.content[key]!r} and gptjax has only {value!r}")
+
+    def choice(self, key: str, of: dict[str, Any], default: Any = None) -> Any:
+        value = self.get(key, default)
+        if value not in of:
+            raise BadInput(f"{self.where}: {key} = {value!r} is not one of {', '.join(of)}")
+        return of[value]
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture of transformers."""
+
+    architecture: str
+    model_type: str
+    rows: tuple[Row, ...]
+    write: Callable[[GPTConfig], Json]  # what config.json says of a model
+    read: Callable[[Settings], GPTConfig]
+
+
+def _openai_sizes(c: GPTConfig) -> Json:
+    return {
+        "vocab_size": c.vocab_size,
+        "n_positions": c.context,
+        "n_embd": c.d_model,
+        "n_layer": c.n_layers,
+        "n_head": c.n_heads,
+        "layer_norm_epsilon": c.norm_eps,
+        "tie_word_embeddings": c.tied,
+        "initializer_range": c.init_std or 0.02,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
+    }
+
+
+def _read_openai(s: Settings) -> GPTConfig:
+    return GPTConfig(
+        vocab_size=s.get("vocab_size"),
+        context=s.get("n_positions"),
+        d_model=s.get("n_embd"),
+        n_layers=s.get("n_layer"),
+        n_heads=s.get("n_head"),
+        norm_eps=s.get("layer_norm_epsilon", 1e-5),
+    )
+
+
+def _read_gpt1(s: Settings) -> GPTConfig:
+    s.require(tie_word_embeddings=True)
+    activation = s.choice("afn", {"gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}, "gelu")
+    return replace(_read_openai(s), norm_place="post", activation=activation, scaled_residual=False)
+
+
+def _read_gpt2(s: Settings) -> GPTConfig:
+    s.require(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+    config = _read_openai(s)
+    return replace(
+        config,
+        d_mlp=s.get("n_inner", 4 * config.d_model),
+        activation=s.choice("activation_function", ACTIVATIONS_READ, "gelu_new"),
+        tied=s.get("tie_word_embeddings", True),
+    )
+
+
+def _llama(c: GPTConfig) -> Json:
+    rope: Json = {"rope_type": "default", "rope_theta": c.rope_theta}
+    if c.rope_scaling:
+        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        rope |= {"rope_type": "llama3", **dict(zip(names, c.rope_scaling, strict=True))}
+    return {
+        "vocab_size": c.vocab_size,
+        "max_position_embeddings": c.context,
+        "hidden_size": c.d_model,
+        "intermediate_size": c.mlp_size,
+        "num_hidden_layers": c.n_layers,
+        "num_attention_heads": c.n_heads,
+        "num_key_value_heads": c.kv_heads,
+        "head_dim": c.head_size,
+        "hidden_act": ACTIVATIONS[c.activation],
+        "rms_norm_eps": c.norm_eps,
+        "rope_parameters": rope,
+        "rope_theta": c.rope_theta,  # where transformers before version 5, and others, look for them
+        "rope_scaling": {k: v for k, v in rope.items() if k != "rope_theta"} if c.rope_scaling else None,
+        "attention_bias": c.bias,
+        "mlp_bias": c.bias,
+        "tie_word_embeddings": c.tied,
+        "initializer_range": c.init_std or 0.02,
+    }
+
+
+def _read_llama(s: Settings) -> GPTConfig:
+    rope = s.content.get("rope_parameters") or s.content.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    scaling = None
+    if kind == "llama3":
+        r = Settings(rope, f"{s.where}: rope_parameters")
+        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        factor, low, high, context = (r.get(name) for name in names)
+        scaling = (float(factor), float(low), float(high), int(context))
+    elif kind != "default":
+        raise BadInput(f"{s.where}: rope_type = {kind!r} and gptjax has default and llama3")
+    bias = s.get("attention_bias", False)
+    s.require(mlp_bias=bias)
+    return GPTConfig(
+        vocab_size=s.get("vocab_size"),
+        context=s.get("max_position_embeddings"),
+        d_model=s.get("hidden_size"),
+        n_layers=s.get("num_hidden_layers"),
+        n_heads=s.get("num_attention_heads"),
+        n_kv_heads=s.get("num_key_value_heads", s.get("num_attention_heads")),
+        d_head=s.get("head_dim", s.get("hidden_size") // s.get("num_attention_heads")),
+        d_mlp=s.get("intermediate_size"),
+        norm="rmsnorm",
+        norm_eps=s.get("rms_norm_eps", 1e-6),
+        bias=bias,
+        positions="rope",
+        rope_theta=float(rope.get("rope_theta", s.get("rope_theta", 10000.0))),
+        rope_scaling=scaling,
+        activation=s.choice("hidden_act", ACTIVATIONS_READ, "silu"),
+        gated=True,
+        tied=s.get("tie_word_embeddings", False),
+    )
+
+
+def _read_arcee(s: Settings) -> GPTConfig:
+    return replace(_read_llama(s), gated=False)
+
+
+def _qwen3(c: GPTConfig) -> Json:
+    return {key: value for key, value in _llama(c).items() if key != "mlp_bias"} | {"use_sliding_window": False}
+
+
+def _read_qwen3(s: Settings) -> GPTConfig:
+    s.require(attention_bias=False, use_sliding_window=False)
+    return replace(_read_llama(s), qk_norm=True)
+
+
+FAMILIES = (
+    Family(
+        "OpenAIGPTLMHeadModel",
+        "openai-gpt",
+        GPT1_ROWS,
+        lambda c: {**_openai_sizes(c), "afn": c.activation},
+        _read_gpt1,
+    ),
+    Family(
+        "GPT2LMHeadModel",
+        "gpt2",
+        GPT2_ROWS,
+        lambda c: {**_openai_sizes(c), "n_inner": c.mlp_size, "activation_function": ACTIVATIONS[c.activation]},
+        _read_gpt2,
+    ),
+    Family("LlamaForCausalLM", "llama", LLAMA_ROWS, _llama, _read_llama),
+    Family("ArceeForCausalLM", "arcee", LLAMA_ROWS, _llama, _read_arcee),
+    Family("Qwen3ForCausalLM", "qwen3", LLAMA_ROWS, _qwen3, _read_qwen3),
+)
+
+
+def plain(c: GPTConfig) -> GPTConfig:
+    """Return the same architecture without muP's multipliers, which `multipliers` puts into the weights, or padding."""
+    return replace(c, d_head=c.head_size, mup_width=0, mup_depth=0, vocab_multiple=1)
+
+
+def multipliers(c: GPTConfig) -> dict[str, float]:
+    """Return what to multiply weights with, so that the plain model computes what a muP model does."""
+    attention = c.attention_scale * sqrt(c.head_size)
+    branch, head = c.branch_scale, 1 / c.width_ratio
+    factors = {
+        "layers.attention.query_norm.scale" if c.qk_norm else "layers.attention.query.kernel": attention,
+        "layers.attention.query.bias": 1.0 if c.qk_norm else attention,
+        "layers.attention.out.kernel": branch,
+        "layers.attention.out.bias": branch,
+        "layers.mlp.down.kernel": branch,
+        "layers.mlp.down.bias": branch,
+        "final_norm.scale": head,
+        "final_norm.bias": head,
+    }
+    return {name: factor for name, factor in factors.items() if factor != 1}
+
+
+def _architecture(c: GPTConfig) -> Json:
+    """Return what a model computes with, sizes spelled out."""
+    same = ["vocab_size", "context", "d_model", "n_layers", "n_heads", "norm", "norm_place", "norm_eps", "bias"]
+    same += ["positions", "activation", "gated", "tied", "qk_norm", "logit_cap"]
+    rope = {"rope_theta": c.rope_theta, "rope_scaling": c.rope_scaling} if c.positions == "rope" else {}
+    sizes = {"n_kv_heads": c.kv_heads, "d_head": c.head_size, "d_mlp": c.mlp_size}
+    return {name: getattr(c, name) for name in same} | sizes | rope
+
+
+def family_of(c: GPTConfig) -> Family:
+    """Return the architecture that a model is; BadInput, with what stands against the nearest, where there is none."""
+    asked = _architecture(c)
+    if c.norm_place == "post" and c.width_ratio != 1:
+        raise BadInput(f"no transformers architecture scales its head (mup_width = {c.mup_width}) without a final norm")
+    against: dict[str, list[str]] = {}
+    for family in FAMILIES:
+        found = _architecture(family.read(Settings(family.write(c), family.architecture)))
+        against[family.architecture] = [name for name in asked if asked[name] != found.get(name, asked[name])]
+        if not against[family.architecture]:
+            return family
+    nearest = min(against, key=lambda name: len(against[name]))
+    differs = ", ".join(f"{name} = {asked[name]!r}" for name in against[nearest])
+    raise BadInput(f"no transformers architecture has {differs} (the nearest is {nearest}); use --format orbax")
+
+
+def family_named(architecture: str, where: str) -> Family:
+    for family in FAMILIES:
+        if family.architecture == architecture:
+            return family
+    known = ", ".join(family.architecture for family in FAMILIES)
+    raise BadInput(f"{where}: architecture {architecture!r} is not one of {known}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of our arrays, or a layer of it, as a part of a tensor of theirs."""
+
+    name: str
+    layer: int | None
+    shape: tuple[int, ...]  # ours, of the layer
+    n_in: int  # leading dimensions that are read; 0: a vector
+
+    @property
+    def matrix(self) -> tuple[int, ...]:
+        """The shape with what is read and what is put out each as one dimension."""
+        size = 1
+        for n in self.shape:
+            size *= n
+        inner = 1
+        for n in self.shape[: self.n_in]:
+            inner *= n
+        return (inner, size // inner) if self.n_in else (size,)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor of theirs and what it is made of."""
+
+    name: str
+    parts: tuple[Part, ...]
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        matrices = [part.matrix for part in self.parts]
+        joined = (*matrices[0][:-1], sum(m[-1] for m in matrices))
+        return joined[::-1] if self.transposed else joined
+
+
+def tensors_of(c: GPTConfig, family: Family) -> list[Tensor]:
+    """List a model's tensors in the names of a family, from shapes alone."""
+    model = gpt(plain(c))
+    shapes = _by_name(jax.eval_shape(model.init, jax.random.key(0)))
+    axes = _by_name(model.axes)
+    tensors = []
+    for row in family.rows:
+        if row.ours[0] not in shapes:
+            continue
+        layers = range(c.n_layers) if "{}" in row.theirs else (None,)
+        for layer in layers:
+            parts = tuple(_part(name, layer, shapes[name].shape, axes[name]) for name in row.ours)
+            tensors.append(Tensor(row.theirs.format(layer), parts, row.transposed))
+    if missed := shapes.keys() - {name for row in family.rows for name in row.ours}:
+        raise RuntimeError(f"the name table of {family.architecture} lacks {', '.join(sorted(missed))}")
+    return tensors
+
+
+def _part(name: str, layer: int | None, shape: tuple[int, ...], axes: tuple[str, ...]) -> Part:
+    if layer is not None:
+        shape, axes = shape[1:], axes[1:]
+    vector = name.endswith((".bias", ".scale"))
+    return Part(name, layer, shape, 0 if vector else 1 if axes[0] == "embed" else len(axes) - 1)
+
+
+def _by_name(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree.flatten_with_path(tree, is_leaf=lambda x: isinstance(x, tuple))[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

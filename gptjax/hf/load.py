@@ -1,0 +1,198 @@
+"""A model that transformers saved, read into a folder of weights: every tensor is accounted for before one is written.
+
+Tensors go from disk to disk, one at a time.
+"""
+
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorstore as ts
+
+from gptjax.data.json_tokenizer import CONFIG_FILE, JSON_FILE, JsonTokenizer, packed
+from gptjax.errors import BadInput
+from gptjax.files import read_json
+from gptjax.hf.families import Family, Part, Settings, Tensor, family_named, tensors_of
+from gptjax.hf.safetensors import Incoming, open_tensors
+from gptjax.models.gpt import GPTConfig
+from gptjax.train.export import write_model, written_aside
+
+# Masks and frequencies that older versions saved, and the prefix that GPT-1's and GPT-2's own files lack.
+NO_WEIGHT = re.compile(r"(^|\.)(h\.\d+\.attn\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$")
+PREFIX = "transformer."
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model of transformers whose files have been read as far as their headers."""
+
+    folder: Path
+    family: Family
+    config: GPTConfig
+    tensors: dict[str, Incoming]  # by the names of the family's table
+    wanted: list[Tensor]
+    dtype: np.dtype
+    tokenizer: JsonTokenizer | None
+
+
+def open_hf(folder: Path) -> Loaded:
+    """Read what a folder holds; BadInput naming file, tensor, expected and found where it is not a model of ours."""
+    path = folder / "config.json"
+    content = read_json(path)
+    if not isinstance(content, dict) or not content.get("architectures"):
+        raise BadInput(f"{path} names no architectures; give the folder that save_pretrained wrote")
+    family = family_named(content["architectures"][0], str(path))
+    try:
+        config = family.read(Settings(content, str(path)))
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"{path}: {error}") from None
+    found = _named(open_tensors(folder), family)
+    wanted = tensors_of(config, family)
+    if config.tied and "lm_head.weight" in found:
+        embedding = found[wanted[0].name]
+        if not np.array_equal(found["lm_head.weight"].read(), embedding.read()):
+            raise BadInput(f"{path} says tie_word_embeddings, and lm_head.weight is not {wanted[0].name}; untie them")
+        del found["lm_head.weight"]
+    _check(folder, wanted, found)
+    tokenizer = _tokenizer(folder, content)
+    if tokenizer and tokenizer.vocab_size > config.vocab_size:
+        raise BadInput(
+            f"{folder / JSON_FILE} has {tokenizer.vocab_size} ids and the model {config.vocab_size}; "
+            "give the tokenizer that belongs to it"
+        )
+    return Loaded(folder, family, config, found, wanted, found[wanted[0].name].dtype, tokenizer)
+
+
+def _named(found: dict[str, Incoming], family: Family) -> dict[str, Incoming]:
+    """Give tensors the names of the family's table, and leave out what is no weight."""
+    weights = {name: tensor for name, tensor in found.items() if not NO_WEIGHT.search(name)}
+    if not family.rows[0].theirs.startswith(PREFIX) or any(name.startswith(PREFIX) for name in weights):
+        return weights
+    return {name if name.startswith("lm_head.") else PREFIX + name: tensor for name, tensor in weights.items()}
+
+
+def _check(folder: Path, wanted: list[Tensor], found: dict[str, Incoming]) -> None:
+    if missing := [tensor for tensor in wanted if tensor.name not in found]:
+        raise BadInput(
+            f"{folder} has no tensor {missing[0].name} of shape {missing[0].shape}"
+            + f", nor {len(missing) - 1} others" * (len(missing) > 1)
+            + "; its weights are not those of its config.json"
+        )
+    if extra := sorted(found.keys() - {tensor.name for tensor in wanted}):
+        first = found[extra[0]]
+        raise BadInput(
+            f"{first.path}: tensor {extra[0]} of shape {first.shape} has no place in the architecture of config.json"
+            + f", nor have {len(extra) - 1} others" * (len(extra) > 1)
+            + "; gptjax has no model with it"
+        )
+    usual = found[wanted[0].name]
+    for tensor in wanted:
+        given = found[tensor.name]
+        if given.shape != tensor.shape:
+            raise BadInput(f"{given.path}: {tensor.name} has shape {given.shape}, and config.json asks {tensor.shape}")
+        if given.dtype != usual.dtype:
+            raise BadInput(
+                f"{given.path}: {tensor.name} is {given.dtype} and {wanted[0].name} {usual.dtype}; save all in one type"
+            )
+
+
+def _tokenizer(folder: Path, config: dict[str, Any]) -> JsonTokenizer | None:
+    names = (JSON_FILE, CONFIG_FILE, "special_tokens_map.json")
+    files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+    if JSON_FILE not in files:
+        return None
+    bos = config.get("bos_token_id", config.get("eos_token_id"))
+    try:
+        return JsonTokenizer(packed(files, bos))
+    except (BadInput, ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{folder / JSON_FILE}: {error}; take it away to import the weights alone") from None
+
+
+def import_hf(folder: Path, to: Path) -> Loaded:
+    """Write a folder of weights from one of transformers, in the type that it is stored in.
+
+    It appears when it is whole; BadInput if it exists, or for what `open_hf` refuses.
+    """
+    model = open_hf(folder)
+    facts = {
+        "source": f"{folder.resolve().name}, {model.family.architecture} of transformers",
+        "config_sha256": sha256((folder / "config.json").read_bytes()).hexdigest(),
+        "dtype": model.dtype.name,
+    }
+    with written_aside(to) as aside:
+        write_model(aside, model.config, arrays_of(model), facts)
+        if model.tokenizer:
+            model.tokenizer.save(aside)
+    return model
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A layer of one of our arrays (None: all of it), and the tensor of theirs it is a part of."""
+
+    part: Part
+    tensor: Tensor
+    file: Incoming
+
+    def read(self) -> np.ndarray:
+        """Return the part in our shape, after a leading 1 if it is a layer."""
+        found = self.file.read()
+        found = found.T if self.tensor.transposed else found
+        widths = [part.matrix[-1] for part in self.tensor.parts]
+        place = self.tensor.parts.index(self.part)
+        start = sum(widths[:place])
+        mine = found[..., start : start + widths[place]].reshape(self.part.shape)
+        return mine if self.part.layer is None else mine[None]
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """One of our arrays, to be put together of tensors of theirs."""
+
+    pieces: tuple[Placed, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        part = self.pieces[0].part
+        return part.shape if part.layer is None else (len(self.pieces), *part.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.pieces[0].file.dtype
+
+    @property
+    def chunk(self) -> tuple[int, ...]:
+        part = self.pieces[0].part
+        return part.shape if part.layer is None else (1, *part.shape)
+
+    def write(self, target: ts.TensorStore) -> None:
+        for piece in self.pieces:
+            layer = piece.part.layer
+            place = target if layer is None else target[layer : layer + 1]
+            place.write(piece.read()).result()
+
+
+def arrays_of(model: Loaded) -> dict[str, Stacked]:
+    """Return our arrays by name."""
+    pieces: dict[str, list[Placed]] = {}
+    for tensor in model.wanted:
+        for part in tensor.parts:
+            pieces.setdefault(part.name, []).append(Placed(part, tensor, model.tensors[tensor.name]))
+    return {name: Stacked(tuple(placed)) for name, placed in pieces.items()}
+
+
+def read_params(model: Loaded) -> dict[str, Any]:
+    """Return the weights as nested dicts of float32 arrays, all in memory."""
+    params: dict[str, Any] = {}
+    for name, array in arrays_of(model).items():
+        *parents, last = name.split(".")
+        branch = params
+        for parent in parents:
+            branch = branch.setdefault(parent, {})
+        layers = [piece.read() for piece in array.pieces]
+        whole = layers[0] if array.pieces[0].part.layer is None else np.concatenate(layers)
+        branch[last] = whole.astype(np.float32)
+    return params
