@@ -34,7 +34,17 @@ LEVELS = [
         "laws.methods",
         "laws.report",
     ],
-    ["sweep.execute", "sweep.local", "sweep.slurm", "sweep.ray", "sweep.loop", "sweep.advice", "selftest", "estimate"],
+    [
+        "sweep.execute",
+        "sweep.local",
+        "sweep.slurm",
+        "sweep.ray",
+        "sweep.loop",
+        "sweep.advice",
+        "selftest",
+        "estimate",
+        "hf",
+    ],
     ["commands"],
     ["cli"],
 ]

@@ -1,93 +1,37 @@
-"""With the same weights, our logits and gradients are those of Hugging Face's GPT-1, GPT-2 and LLaMA."""
+"""With the same weights we say, learn and generate what Hugging Face's models do; docs/interop.md shows the matrix."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gptjax.data.tokenizer import ByteTokenizer
+from gptjax.errors import BadInput
 from gptjax.generate import Sampling, allowed, generate
+from gptjax.hf.export import export_hf
+from gptjax.hf.families import family_of, tensors_of
+from gptjax.hf.load import import_hf, open_hf, read_params
 from gptjax.models.gpt import GPTConfig, gpt
+from gptjax.models.presets import PRESETS
+from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh
+from gptjax.train.weights import saved_model
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
+safetensors = pytest.importorskip("safetensors.numpy")
 
 B, T = 3, 11  # of a context of 16 and a vocabulary of 97, so that no two sizes agree by accident
 
-
-def nest(flat):
-    """Turn {"a/b": array} into {"a": {"b": array}}."""
-    tree = {}
-    for path, leaf in flat.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
-
-
-def stacked(weights, prefix, names, n_layers):
-    """Gather one layer's map {ours: (theirs, change)} over the layers."""
-    return {
-        f"layers/{ours}": np.stack([change(weights[f"{prefix}.{i}.{theirs}"]) for i in range(n_layers)])
-        for ours, (theirs, change) in names.items()
-    }
-
-
-def from_openai(weights, c):
-    """Map GPT-1's or GPT-2's names: Conv1D stores (in, out), with queries, keys and values side by side."""
-    N, K, D = c.n_heads, c.head_size, c.d_model
-    gpt1 = c.norm_place == "post"
-    names = {
-        "attention/out/kernel": ("attn.c_proj.weight", lambda w: w.reshape(N, K, D)),
-        "attention/out/bias": ("attn.c_proj.bias", np.asarray),
-        "mlp/up/kernel": ("mlp.c_fc.weight", np.asarray),
-        "mlp/up/bias": ("mlp.c_fc.bias", np.asarray),
-        "mlp/down/kernel": ("mlp.c_proj.weight", np.asarray),
-        "mlp/down/bias": ("mlp.c_proj.bias", np.asarray),
-    }
-    for i, part in enumerate(("query", "key", "value")):
-        names[f"attention/{part}/kernel"] = ("attn.c_attn.weight", lambda w, i=i: np.split(w, 3, 1)[i].reshape(D, N, K))
-        names[f"attention/{part}/bias"] = ("attn.c_attn.bias", lambda w, i=i: np.split(w, 3)[i].reshape(N, K))
-    for norm, theirs in (("attention_norm", "ln_1"), ("mlp_norm", "ln_2")):
-        names |= {f"{norm}/scale": (f"{theirs}.weight", np.asarray), f"{norm}/bias": (f"{theirs}.bias", np.asarray)}
-    flat = stacked(weights, "transformer.h", names, c.n_layers)
-    flat["embedding"] = weights["transformer.tokens_embed.weight" if gpt1 else "transformer.wte.weight"]
-    flat["positions"] = weights["transformer.positions_embed.weight" if gpt1 else "transformer.wpe.weight"]
-    if not gpt1:
-        flat["final_norm/scale"] = weights["transformer.ln_f.weight"]
-        flat["final_norm/bias"] = weights["transformer.ln_f.bias"]
-    return nest(flat)
-
-
-def from_llama(weights, c):
-    """Map LLaMA's names: Linear stores (out, in)."""
-    D, K = c.d_model, c.head_size
-    names = {
-        "attention/query/kernel": ("self_attn.q_proj.weight", lambda w: w.T.reshape(D, -1, K)),
-        "attention/key/kernel": ("self_attn.k_proj.weight", lambda w: w.T.reshape(D, -1, K)),
-        "attention/value/kernel": ("self_attn.v_proj.weight", lambda w: w.T.reshape(D, -1, K)),
-        "attention/out/kernel": ("self_attn.o_proj.weight", lambda w: w.T.reshape(-1, K, D)),
-        "attention_norm/scale": ("input_layernorm.weight", np.asarray),
-        "mlp_norm/scale": ("post_attention_layernorm.weight", np.asarray),
-        **{f"mlp/{part}/kernel": (f"mlp.{part}_proj.weight", np.transpose) for part in ("gate", "up", "down")},
-    }
-    flat = stacked(weights, "model.layers", names, c.n_layers)
-    flat["embedding"] = weights["model.embed_tokens.weight"]
-    flat["final_norm/scale"] = weights["model.norm.weight"]
-    flat["head/kernel"] = weights["lm_head.weight"].T
-    return nest(flat)
-
-
 GPT2 = GPTConfig(vocab_size=97, context=16, d_model=42, n_layers=3, n_heads=3)
+GPT3 = replace(GPT2, context=20, d_mlp=54, activation="gelu_exact")
 LLAMA = replace(
     GPT2,
     d_model=48,
     d_mlp=70,
     n_heads=6,
-    n_kv_heads=2,
     norm="rmsnorm",
     norm_eps=1e-6,
     bias=False,
@@ -97,63 +41,57 @@ LLAMA = replace(
     gated=True,
     tied=False,
 )
+QUICK = replace(LLAMA, activation="gelu", gated=False, tied=True, norm_eps=1e-5)
+CASES = {
+    "GPT-1": replace(GPT2, norm_place="post"),
+    "GPT-2": GPT2,
+    "GPT-2, its own head": replace(GPT2, tied=False, activation="relu"),
+    "GPT-3 (as GPT-2)": GPT3,
+    "LLaMA 1": LLAMA,
+    "LLaMA 2, grouped queries": replace(LLAMA, n_kv_heads=2),
+    "LLaMA 3.1, stretched rope": replace(LLAMA, n_kv_heads=2, context=64, rope_scaling=(8.0, 1.0, 4.0, 32)),
+    "LLaMA 3.2, tied": replace(LLAMA, n_kv_heads=3, d_head=12, tied=True),
+    "LLaMA with biases": replace(LLAMA, bias=True),
+    "Chinchilla": replace(QUICK, bias=True, d_head=10),
+    "the quick sweep": QUICK,
+    "with QK-norm": replace(LLAMA, n_kv_heads=2, d_head=14, qk_norm=True),
+}
 
 
-def hf_openai(c):
-    sizes = {"n_positions": c.context, "n_embd": c.d_model, "n_layer": c.n_layers, "n_head": c.n_heads}
-    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    settings = {"vocab_size": c.vocab_size, "bos_token_id": None, "eos_token_id": None, **sizes, **no_dropout}
-    if c.norm_place == "post":
-        return transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(**settings))
-    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**settings))
-
-
-def hf_llama(c):
-    rope = {"rope_type": "default", "rope_theta": c.rope_theta}
-    if c.rope_scaling:
-        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        rope |= {"rope_type": "llama3", **dict(zip(names, c.rope_scaling, strict=True))}
-    config = transformers.LlamaConfig(
-        vocab_size=c.vocab_size,
-        hidden_size=c.d_model,
-        intermediate_size=c.mlp_size,
-        num_hidden_layers=c.n_layers,
-        num_attention_heads=c.n_heads,
-        num_key_value_heads=c.kv_heads,
-        max_position_embeddings=c.context,
-        rms_norm_eps=c.norm_eps,
-        rope_parameters=rope,
-    )
-    return transformers.LlamaForCausalLM(config)
-
-
-@pytest.mark.parametrize(
-    ("config", "theirs", "mapped"),
-    [
-        (replace(GPT2, norm_place="post"), hf_openai, from_openai),
-        (GPT2, hf_openai, from_openai),
-        (LLAMA, hf_llama, from_llama),
-        (replace(LLAMA, context=64, rope_scaling=(8.0, 1.0, 4.0, 32)), hf_llama, from_llama),
-    ],
-    ids=["gpt1", "gpt2", "llama", "llama3.1"],
-)
-def test_logits_and_gradients_are_those_of_transformers(config, theirs, mapped):
+@pytest.fixture(scope="module", params=CASES, ids=CASES)
+def pair(request, tmp_path_factory):
+    """A model of transformers with random weights, and ours, imported from it: (name, theirs, ours, folder)."""
+    config = CASES[request.param]
+    family = family_of(config)
     torch.manual_seed(0)
-    reference = theirs(config).float()
+    settings = {**family.write(config), "bos_token_id": None, "eos_token_id": None}
+    theirs = transformers.AutoModelForCausalLM.from_config(
+        transformers.AutoConfig.for_model(family.model_type, **settings)
+    ).float()
+    assert type(theirs).__name__ == family.architecture
     with torch.no_grad():
-        for parameter in reference.parameters():  # biases and scales too stand at no special value
+        for parameter in theirs.parameters():  # biases and scales too stand at no special value
             parameter.add_(0.2 * torch.randn_like(parameter))
+    folder = tmp_path_factory.mktemp("hf")
+    theirs.save_pretrained(folder / "theirs")
+    import_hf(folder / "theirs", folder / "ours")
+    return request.param, theirs, saved_model(folder / "ours"), folder
+
+
+def read(saved):
+    return saved.read(Layout(make_mesh(MeshConfig(data=1), jax.devices()[:1]), Rules()))
+
+
+def test_logits_gradients_and_greedy_answers_are_those_of_transformers(pair):
+    name, theirs, saved, folder = pair
+    config = saved.config
     ids = np.random.default_rng(0).integers(config.vocab_size, size=(B, T))
-    logits = reference(torch.tensor(ids)).logits
+    theirs.zero_grad()
+    logits = theirs(torch.tensor(ids)).logits
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), torch.tensor(ids[:, 1:]).flatten())
     loss.backward()
-    named = dict(reference.named_parameters())
-    params = mapped({name: p.detach().numpy() for name, p in named.items()}, config)
-    gradient = mapped({name: p.grad.numpy() for name, p in named.items()}, config)
 
-    model = gpt(config)
-    shapes = jax.eval_shape(model.init, jax.random.key(0))
-    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, shapes)
+    params, model = read(saved), gpt(config)
 
     def our_loss(params):
         ours = model.apply(params, jnp.asarray(ids))
@@ -161,23 +99,88 @@ def test_logits_and_gradients_are_those_of_transformers(config, theirs, mapped):
         return -jnp.take_along_axis(log_p, jnp.asarray(ids)[:, 1:, None], axis=-1).mean(), ours
 
     (our_value, ours), our_gradient = jax.jit(jax.value_and_grad(our_loss, has_aux=True))(params)
+    gradient = in_our_names({key: p.grad.numpy() for key, p in theirs.named_parameters()}, folder)
     worst = max(jax.tree.leaves(jax.tree.map(lambda a, b: float(np.abs(a - b).max()), our_gradient, gradient)))
     off = float(np.abs(ours - logits.detach().numpy()).max())
-    print(
-        f"logits {off:.1e} of {float(ours.std()):.2f}, loss {abs(float(our_value) - loss.item()):.1e}, grad {worst:.1e}"
-    )
-    assert off < 1e-4
-    assert abs(float(our_value) - loss.item()) < 1e-5
-    assert worst < 1e-4
+    apart = abs(float(our_value) - loss.item())
+    print(f"{name}: logits {off:.1e} of {float(ours.std()):.2f}, loss {apart:.1e}, gradient {worst:.1e}")
+    assert off < 1e-4 and apart < 1e-5 and worst < 1e-4
 
-    new = config.context - T
+    new = 16 - T
     greedy = {"do_sample": False, "max_new_tokens": new, "pad_token_id": 0}
-    reference.generation_config.eos_token_id = None
+    theirs.generation_config.eos_token_id = None
     with torch.no_grad():
-        continued = reference.generate(torch.tensor(ids), attention_mask=torch.ones(B, T), **greedy)[:, T:].numpy()
+        continued = theirs.generate(torch.tensor(ids), attention_mask=torch.ones(B, T), **greedy)[:, T:].numpy()
     np.testing.assert_array_equal(
         np.stack(generate(params, config, list(ids), new, Sampling(temperature=0))), continued
     )
+
+
+def in_our_names(tensors, folder):
+    """Return what stands in the names of a saved model as our nested dicts: it takes the place of its weights."""
+    (folder / "other").mkdir(exist_ok=True)
+    (folder / "other" / "config.json").write_bytes((folder / "theirs" / "config.json").read_bytes())
+    safetensors.save_file(tensors, folder / "other" / "model.safetensors")
+    return read_params(open_hf(folder / "other"))
+
+
+def test_a_round_trip_changes_no_bit(pair):
+    _, theirs, saved, folder = pair
+    proof = export_hf(saved, folder / "back")
+    assert "transformers" in proof.by and proof.largest < 1e-4
+    original = safetensors.load_file(folder / "theirs" / "model.safetensors")
+    back = safetensors.load_file(folder / "back" / "model.safetensors")
+    assert back.keys() == original.keys() - ({"lm_head.weight"} if saved.config.tied else set())
+    for key, array in back.items():
+        np.testing.assert_array_equal(array, original[key])
+    again = transformers.AutoConfig.from_pretrained(folder / "back")
+    assert type(again) is type(theirs.config)
+
+
+def matrix():
+    columns = ("import", "export", "logits", "gradients", "greedy", "round trip")
+    head = [f"| model | in transformers | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
+    rows = [f"| {name} | {family_of(c).architecture} |" + " yes |" * len(columns) for name, c in CASES.items()]
+    return "\n".join(head + rows)
+
+
+def test_the_documents_show_the_matrix_that_is_tested_here():
+    assert matrix() in Path(__file__).parents[1].joinpath("docs", "interop.md").read_text(), matrix()
+
+
+@pytest.mark.parametrize("group", ["gpt", "chinchilla", "gopher", "llama"])
+def test_presets_have_the_names_and_shapes_of_transformers(group):
+    for name, preset in PRESETS.items():
+        if not name.startswith(group):
+            continue
+        if preset.d_model % preset.n_heads:
+            with pytest.raises(BadInput, match="divisible by n_heads"):
+                family_of(preset)
+            continue
+        family, short = family_of(preset), replace(preset, n_layers=2)
+        with torch.device("meta"):
+            theirs = transformers.AutoModelForCausalLM.from_config(
+                transformers.AutoConfig.for_model(family.model_type, **family.write(short))
+            )
+        expected = {key: tuple(p.shape) for key, p in theirs.named_parameters()}
+        assert {tensor.name: tensor.shape for tensor in tensors_of(short, family)} == expected, name
+        whole = {tensor.name for tensor in tensors_of(preset, family)}
+        layers = {name for name in whole if any(part.isdecimal() for part in name.split("."))}
+        assert len(layers) % preset.n_layers == 0 and len(whole - layers) == len(
+            [key for key in expected if not any(part.isdecimal() for part in key.split("."))]
+        )
+
+
+def test_a_byte_tokenizer_is_one_of_transformers_too(tmp_path):
+    from gptjax.hf.tokenizer import tokenizer_files
+
+    for name, data in tokenizer_files(ByteTokenizer(), 16).items():
+        (tmp_path / name).write_bytes(data)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in ("", "a", "\u65e5\n <s>\0", "\U0001d11e "):
+        assert theirs.encode(text) == [256, *text.encode()]
+        assert theirs.decode(theirs.encode(text, add_special_tokens=False)) == text
 
 
 @pytest.mark.parametrize(

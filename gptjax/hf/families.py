@@ -45,19 +45,17 @@ OPENAI_LAYERS = _rows(
     ("mlp.c_proj.weight", "layers.mlp.down.kernel"),
     ("mlp.c_proj.bias", "layers.mlp.down.bias"),
 )
+OPENAI_HEAD = _rows("lm_head.", ("weight", "head.kernel"), transposed=True)
 GPT1_ROWS = (
-    *_rows(
-        "transformer.",
-        ("tokens_embed.weight", "embedding"),
-        ("positions_embed.weight", "positions"),
-    ),
+    *_rows("transformer.", ("tokens_embed.weight", "embedding"), ("positions_embed.weight", "positions")),
     *OPENAI_LAYERS,
+    *OPENAI_HEAD,
 )
 GPT2_ROWS = (
     *_rows("transformer.", ("wte.weight", "embedding"), ("wpe.weight", "positions")),
     *OPENAI_LAYERS,
     *_rows("transformer.ln_f.", ("weight", "final_norm.scale"), ("bias", "final_norm.bias")),
-    *_rows("lm_head.", ("weight", "head.kernel"), transposed=True),
+    *OPENAI_HEAD,
 )
 LLAMA_ROWS = (
     *_rows("model.", ("embed_tokens.weight", "embedding")),
@@ -132,6 +130,7 @@ class Family:
     rows: tuple[Row, ...]
     write: Callable[[GPTConfig], Json]  # what config.json says of a model
     read: Callable[[Settings], GPTConfig]
+    even_heads: bool = False  # whether the width must be divisible by the heads even where their size is given
 
 
 def _openai_sizes(c: GPTConfig) -> Json:
@@ -156,11 +155,11 @@ def _read_openai(s: Settings) -> GPTConfig:
         n_layers=s.get("n_layer"),
         n_heads=s.get("n_head"),
         norm_eps=s.get("layer_norm_epsilon", 1e-5),
+        tied=s.get("tie_word_embeddings", True),
     )
 
 
 def _read_gpt1(s: Settings) -> GPTConfig:
-    s.require(tie_word_embeddings=True)
     activation = s.choice("afn", {"gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}, "gelu")
     return replace(_read_openai(s), norm_place="post", activation=activation, scaled_residual=False)
 
@@ -172,7 +171,6 @@ def _read_gpt2(s: Settings) -> GPTConfig:
         config,
         d_mlp=s.get("n_inner", 4 * config.d_model),
         activation=s.choice("activation_function", ACTIVATIONS_READ, "gelu_new"),
-        tied=s.get("tie_word_embeddings", True),
     )
 
 
@@ -264,8 +262,8 @@ FAMILIES = (
         lambda c: {**_openai_sizes(c), "n_inner": c.mlp_size, "activation_function": ACTIVATIONS[c.activation]},
         _read_gpt2,
     ),
-    Family("LlamaForCausalLM", "llama", LLAMA_ROWS, _llama, _read_llama),
-    Family("ArceeForCausalLM", "arcee", LLAMA_ROWS, _llama, _read_arcee),
+    Family("LlamaForCausalLM", "llama", LLAMA_ROWS, _llama, _read_llama, even_heads=True),
+    Family("ArceeForCausalLM", "arcee", LLAMA_ROWS, _llama, _read_arcee, even_heads=True),
     Family("Qwen3ForCausalLM", "qwen3", LLAMA_ROWS, _qwen3, _read_qwen3),
 )
 
@@ -308,9 +306,17 @@ def family_of(c: GPTConfig) -> Family:
         raise BadInput(f"no transformers architecture scales its head (mup_width = {c.mup_width}) without a final norm")
     against: dict[str, list[str]] = {}
     for family in FAMILIES:
-        found = _architecture(family.read(Settings(family.write(c), family.architecture)))
+        try:
+            found = _architecture(family.read(Settings(family.write(c), family.architecture)))
+        except BadInput:
+            continue
         against[family.architecture] = [name for name in asked if asked[name] != found.get(name, asked[name])]
         if not against[family.architecture]:
+            if family.even_heads and c.d_model % c.n_heads:
+                raise BadInput(
+                    f"{family.architecture} of transformers needs a d_model divisible by n_heads, and {c.d_model} is "
+                    f"not by {c.n_heads}; use --format orbax"
+                )
             return family
     nearest = min(against, key=lambda name: len(against[name]))
     differs = ", ".join(f"{name} = {asked[name]!r}" for name in against[nearest])

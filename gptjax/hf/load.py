@@ -18,6 +18,7 @@ from gptjax.files import read_json
 from gptjax.hf.families import Family, Part, Settings, Tensor, family_named, tensors_of
 from gptjax.hf.safetensors import Incoming, open_tensors
 from gptjax.models.gpt import GPTConfig
+from gptjax.train.checkpoint import chunk_of, copy
 from gptjax.train.export import write_model, written_aside
 
 # Masks and frequencies that older versions saved, and the prefix that GPT-1's and GPT-2's own files lack.
@@ -170,9 +171,9 @@ class Stacked:
 
     def write(self, target: ts.TensorStore) -> None:
         for piece in self.pieces:
-            layer = piece.part.layer
-            place = target if layer is None else target[layer : layer + 1]
-            place.write(piece.read()).result()
+            values = ts.array(piece.read())
+            origin = [piece.part.layer or 0] + [0] * (values.ndim - 1)
+            copy(values[ts.d[:].translate_to[origin]], target, chunk_of(target), flights=1)
 
 
 def arrays_of(model: Loaded) -> dict[str, Stacked]:

@@ -64,7 +64,7 @@ def _write_file(path: Path, tensors: Iterable[Outgoing], dtype: np.dtype) -> Non
         file.write(len(head).to_bytes(8, "little") + head)
         for tensor in tensors:
             for block in tensor.blocks():
-                file.write(np.ascontiguousarray(block, dtype).data)
+                file.write(np.ascontiguousarray(block, dtype).view(np.uint8).data)
         if file.tell() != 8 + len(head) + end:
             raise RuntimeError(f"{path} got {file.tell()} bytes where its header says {8 + len(head) + end}")
 

@@ -1,0 +1,332 @@
+"""Weights out and in without transformers: names, shards, multipliers, memory, and every mistake in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from gptjax.cli import main
+from gptjax.config import RunConfig, SaveConfig, to_json
+from gptjax.data.json_tokenizer import JsonTokenizer, packed
+from gptjax.data.tokenizer import ByteTokenizer, train_sentencepiece
+from gptjax.errors import BadInput
+from gptjax.files import write_json
+from gptjax.hf.export import export_hf
+from gptjax.hf.families import family_of, multipliers, plain, tensors_of
+from gptjax.hf.load import import_hf, open_hf, read_params
+from gptjax.hf.safetensors import CODES, INDEX, SINGLE, Outgoing, open_tensors, write_tensors
+from gptjax.hf.tokenizer import tokenizer_files
+from gptjax.models.gpt import GPTConfig, gpt
+from gptjax.sharding import MeshConfig
+from gptjax.train.checkpoint import Checkpoints
+from gptjax.train.weights import saved_model
+
+GPT2 = GPTConfig(vocab_size=257, context=16, d_model=24, n_layers=3, n_heads=3, vocab_multiple=8)
+LLAMA = replace(
+    GPT2, norm="rmsnorm", bias=False, positions="rope", activation="silu", gated=True, tied=False, n_kv_heads=1
+)
+CONFIGS = {
+    "gpt1": replace(GPT2, norm_place="post"),
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "mup": replace(LLAMA, bias=True, mup_width=8, mup_depth=2),
+    "mup, tied and normed": replace(LLAMA, tied=True, qk_norm=True, mup_width=12, mup_depth=1, depth_alpha=0.5),
+    "mup, gpt2": replace(GPT2, mup_width=8, mup_depth=1),
+}
+
+
+def noisy(params, seed=1):
+    """Move every weight off special values."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    moved = [x + 0.2 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def saved_run(directory, config):
+    params = noisy(gpt(config).init(jax.random.key(0)))
+    with Checkpoints(directory / "checkpoints", SaveConfig()) as checkpoints:
+        checkpoints.save(5, {"params": params})
+    write_json(directory / "config.json", to_json(RunConfig(model=config, mesh=MeshConfig(data=4, fsdp=2))))
+    ByteTokenizer().save(directory)
+    return params
+
+
+def logits(config, params, ids):
+    return np.asarray(jax.jit(gpt(config).apply)(params, ids))[..., : config.vocab_size]
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_an_export_is_the_model_and_comes_back(config, tmp_path):
+    params = saved_run(tmp_path / "run", config)
+    saved = saved_model(tmp_path / "run")
+    proof = export_hf(saved, tmp_path / "hf", shard_bytes=20_000)
+    assert proof.largest < 1e-4 and len(list((tmp_path / "hf").glob("*.safetensors"))) > 3
+    model = import_hf(tmp_path / "hf", tmp_path / "back")
+    back = saved_model(tmp_path / "back")
+    assert model.family is family_of(config) is family_of(back.config) and multipliers(back.config) == {}
+    ids = jnp.asarray(np.random.default_rng(0).integers(257, size=(2, 16)))
+    ours = logits(config, params, ids)
+    theirs = logits(back.config, back.read(back.layout()), ids)
+    np.testing.assert_allclose(theirs, ours, atol=1e-4)
+    assert ours.std() > 0.1 and back.tokenizer.decode(range(257)) == ByteTokenizer().decode(range(257))
+    if not multipliers(config):
+        for name, array in back.arrays.items():
+            whole = saved.arrays[name][tuple(map(slice, array.shape))]
+            np.testing.assert_array_equal(array.read().result(), whole.read().result())
+        export_hf(back, tmp_path / "again", shard_bytes=20_000, verified=False)
+        for path in (tmp_path / "hf").glob("*.safetensors*"):
+            assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_an_export_that_says_something_else_is_not_kept(tmp_path, monkeypatch):
+    saved_run(tmp_path / "run", CONFIGS["mup"])
+    monkeypatch.setattr("gptjax.hf.export.multipliers", lambda config: {})
+    with pytest.raises(BadInput, match="logits that differ"):
+        export_hf(saved_model(tmp_path / "run"), tmp_path / "hf")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_command_line_exports_and_imports(dtype, tmp_path, capsys):
+    params = saved_run(tmp_path / "run", LLAMA)
+    main(["export", str(tmp_path / "run"), str(tmp_path / "hf"), "--dtype", dtype])
+    assert "logits within" in capsys.readouterr().out
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "LlamaForCausalLM" in card and "logits within" in card and '"mup_width": 0' in card
+    main(["import", str(tmp_path / "hf"), str(tmp_path / "weights")])
+    assert f"LlamaForCausalLM, {dtype}, with its tokenizer" in capsys.readouterr().out
+    arrays = saved_model(tmp_path / "weights").arrays
+    whole = np.asarray(params["layers"]["mlp"]["up"]["kernel"].astype(dtype), np.float32)
+    stored = arrays["layers.mlp.up.kernel"].read().result()
+    assert stored.dtype.name == dtype
+    np.testing.assert_array_equal(stored.astype(np.float32), whole)
+    main(["generate", str(tmp_path / "weights"), "a", "--tokens", "3", "--temperature", "0"])
+    said = capsys.readouterr().out
+    if dtype == "float32":
+        main(["generate", str(tmp_path / "run"), "a", "--tokens", "3", "--temperature", "0"])
+        assert capsys.readouterr().out == said
+
+
+def write_hf(folder, config, dtype="float32", rename=str, **others):
+    """Save random weights as transformers would, or nearly so."""
+    family, kind = family_of(config), jnp.dtype(dtype)
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    arrays = {t.name: rng.normal(size=t.shape).astype(kind) for t in tensors_of(config, family)}
+    arrays = {rename(name): array for name, array in arrays.items()} | others
+    write_json(
+        folder / "config.json",
+        {"architectures": [family.architecture], **family.write(config), "bos_token_id": 256},
+    )
+    outgoing = [Outgoing(name, array.shape, lambda array=array: iter([array])) for name, array in arrays.items()]
+    write_tensors(folder, [t for t in outgoing if t.shape], kind, 10**9)
+    return arrays
+
+
+def edit(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def edit_header(path, change):
+    data = path.read_bytes()
+    n = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + n])
+    change(header)
+    head = json.dumps(header).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + data[8 + n :])
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+def swap(header, name, **to):
+    header[name] |= to
+
+
+BROKEN = {
+    "architecture 'BloomForCausalLM' is not one of": lambda f: edit(
+        f / "config.json", lambda c: c.update(architectures=["BloomForCausalLM"])
+    ),
+    "has no 'hidden_size'": lambda f: edit(f / "config.json", lambda c: c.pop("hidden_size")),
+    "names no architectures": lambda f: edit(f / "config.json", lambda c: c.pop("architectures")),
+    "hidden_act = 'mish' is not one of": lambda f: edit(f / "config.json", lambda c: c.update(hidden_act="mish")),
+    "rope_type = 'yarn'": lambda f: edit(f / "config.json", lambda c: c["rope_parameters"].update(rope_type="yarn")),
+    "mlp_bias = True and gptjax has only False": lambda f: edit(f / "config.json", lambda c: c.update(mlp_bias=True)),
+    "n_heads 5": lambda f: edit(f / "config.json", lambda c: c.update(num_attention_heads=5, num_key_value_heads=2)),
+    f"has no tensor {UP} of shape (96, 24); its weights": lambda f: edit_header(f / SINGLE, lambda h: h.pop(UP)),
+    "tensor other of shape (24,) has no place": lambda f: edit_header(
+        f / SINGLE, lambda h: h.update(other=h["model.norm.weight"])
+    ),
+    f"{UP} has shape (24, 96), and config.json asks (96, 24)": lambda f: edit_header(
+        f / SINGLE, lambda h: swap(h, UP, shape=[24, 96])
+    ),
+    f"{UP} is float16 and model.embed_tokens.weight float32": lambda f: edit_header(
+        f / SINGLE, lambda h: swap(h, UP, dtype="F16", data_offsets=[0, 96 * 24 * 2])
+    ),
+    f"{UP} of shape (96, 24) and type F16 has 9216 bytes": lambda f: edit_header(
+        f / SINGLE, lambda h: swap(h, UP, dtype="F16")
+    ),
+    f"{UP} is of type I64": lambda f: edit_header(f / SINGLE, lambda h: swap(h, UP, dtype="I64")),
+    "is truncated: lm_head.weight ends at byte": lambda f: os.truncate(f / SINGLE, (f / SINGLE).stat().st_size - 1),
+    "is truncated: its header alone": lambda f: os.truncate(f / SINGLE, 100),
+    "has no safetensors header": lambda f: (f / SINGLE).write_bytes((9).to_bytes(8, "little") + b"no header"),
+    "has neither model.safetensors nor": lambda f: (f / SINGLE).unlink(),
+    "missing and model.safetensors.index.json names it": lambda f: write_json(f / INDEX, {"weight_map": {UP: "gone"}}),
+    f"has no tensor {UP}.gone and": lambda f: write_json(f / INDEX, {"weight_map": {f"{UP}.gone": SINGLE}}),
+    "cannot be read as JSON": lambda f: (f / "config.json").unlink(),
+    "tokenizer.json has 300 ids and the model 257": lambda f: add_tokenizer(f, 300),
+    "a decoder of ByteLevel": lambda f: add_tokenizer(f, 257, decoder={"type": "WordPiece"}),
+}
+
+
+def add_tokenizer(folder, size, **changes):
+    content = json.loads(tokenizer_files(ByteTokenizer(), 16)["tokenizer.json"]) | changes
+    content["model"]["vocab"] |= {f"more {i}": i for i in range(257, size)}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("words", BROKEN)
+def test_what_is_no_model_of_ours_is_refused_in_one_line(words, tmp_path, capsys):
+    write_hf(tmp_path / "hf", LLAMA)
+    BROKEN[words](tmp_path / "hf")
+    with pytest.raises(SystemExit) as stop:
+        main(["import", str(tmp_path / "hf"), str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and words in said and said.count("\n") == 1 and str(tmp_path / "hf") in said
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"logit_cap": 5.0}, "no transformers architecture has logit_cap = 5.0"),
+        ({"positions": "none"}, "no transformers architecture has positions = 'none'"),
+        ({"d_head": 10, "n_heads": 5, "n_kv_heads": 5}, "needs a d_model divisible by n_heads"),
+        ({"norm": "layernorm"}, "no transformers architecture has norm = 'layernorm'"),
+    ],
+)
+def test_a_model_that_transformers_lacks_is_refused_with_the_reason(change, words, tmp_path, capsys):
+    saved_run(tmp_path / "run", replace(LLAMA, **change))
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(tmp_path / "run"), str(tmp_path / "hf")])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and words in said and "--format orbax" in said and said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_tokenizer_larger_than_its_model_is_refused(tmp_path):
+    saved_run(tmp_path / "run", replace(GPT2, vocab_size=200))
+    with pytest.raises(BadInput, match="tokenizer of 257 ids, its model 200"):
+        export_hf(saved_model(tmp_path / "run"), tmp_path / "hf")
+
+
+def test_files_of_older_versions_are_read(tmp_path):
+    def old(name):
+        return name.removeprefix("transformer.")
+
+    masks = {"h.0.attn.bias": np.ones((1, 1, 16, 16), np.float32), "h.0.attn.masked_bias": np.ones(1, np.float32)}
+    config = plain(replace(GPT2, d_mlp=96, n_kv_heads=3))
+    arrays = write_hf(tmp_path / "hf", config, rename=old, **masks)
+    table = {"lm_head.weight": arrays["wte.weight"]}
+    write_hf(tmp_path / "with_head", config, rename=old, **table)
+    for folder in ("hf", "with_head"):
+        params = read_params(open_hf(tmp_path / folder))
+        q, k, v = (params["layers"]["attention"][part]["kernel"][2] for part in ("query", "key", "value"))
+        joined = np.concatenate([q.reshape(24, 24), k.reshape(24, 24), v.reshape(24, 24)], axis=1)
+        np.testing.assert_array_equal(joined, arrays["h.2.attn.c_attn.weight"])
+    write_hf(tmp_path / "other_head", config, rename=old, **{"lm_head.weight": arrays["wte.weight"] + 1})
+    with pytest.raises(BadInput, match="tie_word_embeddings"):
+        open_hf(tmp_path / "other_head")
+
+
+def test_llama_files_of_older_versions_are_read(tmp_path):
+    scaled = replace(LLAMA, rope_theta=5e5, rope_scaling=(8.0, 1.0, 4.0, 8))
+    write_hf(tmp_path / "hf", scaled)
+    assert open_hf(tmp_path / "hf").config.rope_scaling == (8.0, 1.0, 4.0, 8)
+
+    def older(c):
+        del c["rope_parameters"]
+        c["rope_scaling"]["type"] = c["rope_scaling"].pop("rope_type")
+
+    edit(tmp_path / "hf" / "config.json", older)
+    config = open_hf(tmp_path / "hf").config
+    assert config.rope_scaling == (8.0, 1.0, 4.0, 8) and config.rope_theta == 5e5
+
+
+def test_shards_hold_every_tensor_once(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {f"t{i}": rng.normal(size=(i + 1, 7)).astype(np.float32) for i in range(9)}
+    tensors = [Outgoing(n, a.shape, lambda a=a: iter(np.array_split(a, 2))) for n, a in arrays.items()]
+    for kind in CODES:
+        folder = tmp_path / kind.name
+        folder.mkdir()
+        write_tensors(folder, tensors, kind, 300)
+        sizes = [path.stat().st_size for path in folder.glob("*.safetensors")]
+        assert len(sizes) > 2 and max(sizes) < 300 + 1000
+        found = open_tensors(folder)
+        assert list(found) == sorted(found, key=lambda n: int(n[1:])) and found.keys() == arrays.keys()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(found[name].read(), array.astype(kind))
+
+
+def test_our_tokenizers_are_the_same_as_json():
+    text = b"def f(a, b):\n    return a + b\n" * 40 + "\u65e5\u672c \u00e9".encode()
+    for ours in (ByteTokenizer(), train_sentencepiece([text], 300)):
+        files = tokenizer_files(ours, 64)
+        theirs = JsonTokenizer(packed(files, ours.bos))
+        assert theirs.vocab_size == ours.vocab_size and theirs.bos == ours.bos and theirs.files == files
+        np.testing.assert_array_equal(theirs.token_bytes, ours.token_bytes)
+        assert theirs.decode(range(ours.vocab_size)) == ours.decode(range(ours.vocab_size))
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from gptjax.hf.export import export_hf
+from gptjax.hf.families import family_of, tensors_of
+from gptjax.models.gpt import GPTConfig
+from gptjax.hf.load import import_hf
+from gptjax.train.weights import saved_model
+
+way, folder = sys.argv[1], Path(sys.argv[2])
+c = GPTConfig(d_model=24)
+tensors_of(c, family_of(c))  # whatever jax needs to be at work
+def memory(kind):
+    return next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith(kind)) * 1024
+Path("/proc/self/clear_refs").write_text("5")
+before = memory("VmRSS")
+if way == "export":
+    export_hf(saved_model(folder / "run"), folder / "hf", verified=False)
+else:
+    import_hf(folder / "hf", folder / "back")
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read as Linux tells it")
+def test_the_host_holds_one_array_and_not_the_model(tmp_path):
+    largest = 2**25  # the embedding's bytes, and a stacked MLP kernel's
+    config = GPTConfig(vocab_size=2**15, context=8, d_model=256, n_layers=16, n_heads=4, d_mlp=2048, tied=False)
+    shapes = jax.eval_shape(gpt(config).init, jax.random.key(0))
+    size = sum(4 * s.size for s in jax.tree.leaves(shapes))
+    assert max(4 * s.size for s in jax.tree.leaves(shapes)) == largest and size > 4.5 * largest
+    bits = np.random.default_rng(0).integers(2**32, size=largest // 4, dtype=np.uint32).view(np.float32)
+    with Checkpoints(tmp_path / "run" / "checkpoints", SaveConfig()) as checkpoints:
+        checkpoints.save(1, {"params": jax.tree.map(lambda s: bits[: s.size].reshape(s.shape), shapes)})
+    write_json(tmp_path / "run" / "config.json", to_json(RunConfig(model=config)))
+    for way in ("export", "import"):
+        program = [sys.executable, "-c", MEASURE, way, str(tmp_path)]
+        flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+        ran = subprocess.run(program, env=os.environ | flags, capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 0, ran.stderr
+        assert int(ran.stdout) < 1.5 * largest + 2**26, f"{way}: {int(ran.stdout) / largest:.1f} of the largest array"
