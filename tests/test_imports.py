@@ -44,6 +44,7 @@ LEVELS = [
         "selftest",
         "estimate",
         "hf",
+        "inspect",
     ],
     ["commands"],
     ["cli"],

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gptjax.data.tokenizer import ByteTokenizer
+from gptjax.data.json_tokenizer import JsonTokenizer, packed
+from gptjax.data.tokenizer import ByteTokenizer, load_tokenizer
 from gptjax.errors import BadInput
 from gptjax.generate import Sampling, allowed, generate
 from gptjax.hf.export import export_hf
@@ -209,3 +210,41 @@ def test_tokens_are_drawn_from_the_distribution_of_transformers(sampling):
     theirs = torch.softmax(processors(torch.tensor(ids), torch.tensor(logits)), -1).numpy()
     ours = jax.nn.softmax(allowed(jnp.asarray(logits), jnp.asarray(seen), sampling))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+TEXTS = ["def f(a):\n    return a  # \u65e5\u672c \u00e9\0", "  two  spaces", "", "\U0001d11e<|end|>x"]
+
+
+def test_byte_level_tokenizers_are_read_as_their_library_reads_them(tmp_path):
+    library = pytest.importorskip("tokenizers")
+    made = library.Tokenizer(library.models.BPE())
+    made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = library.decoders.ByteLevel()
+    alphabet = library.pre_tokenizers.ByteLevel.alphabet()
+    trainer = library.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, special_tokens=["<|end|>"])
+    made.train_from_iterator(["def f(a):\n    return a\n" * 9], trainer)
+    ours = JsonTokenizer(packed({"tokenizer.json": made.to_str().encode()}, 0))
+    assert ours.bos == 0 and ours.vocab_size == made.get_vocab_size()
+    for text in TEXTS:
+        ids = made.encode(text).ids
+        assert ours.encode(text.encode()).tolist() == ids
+        assert ours.decode(ids).decode() == made.decode(ids)
+        assert ours.token_bytes[ids].sum() == len(text.replace("<|end|>", "").encode())
+    ours.save(tmp_path)
+    assert load_tokenizer(tmp_path).digest == ours.digest
+
+
+def test_sentencepiece_tokenizers_of_llama_are_read_as_their_library_reads_them():
+    library = pytest.importorskip("tokenizers")
+    letters = {f"<0x{b:02X}>": b + 1 for b in range(256)}
+    vocab = {"<unk>": 0, **letters, "\u2581": 257, "a": 258, "\u2581a": 259, "b": 260}
+    made = library.Tokenizer(
+        library.models.BPE(vocab, [("\u2581", "a")], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
+    )
+    made.pre_tokenizer = library.pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    decoders = library.decoders
+    made.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
+    ours = JsonTokenizer(packed({"tokenizer.json": made.to_str().encode()}, None))
+    for text in ("a ab\n\u00e9", "b  a"):
+        ids = made.encode(text).ids
+        assert ours.encode(text.encode()).tolist() == ids and ours.decode(ids).decode() == made.decode(ids)

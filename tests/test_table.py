@@ -13,7 +13,7 @@ from gptjax.laws.parametric import parametric
 from gptjax.laws.table import CONVENTIONS, Runs, read_curves, read_runs
 from gptjax.models.count import count, flops_per_token
 from gptjax.models.gpt import GPTConfig
-from gptjax.sweep.loop import table_row, to_csv
+from gptjax.sweep.loop import table_row, to_csv, to_parquet
 
 TIED = GPTConfig(vocab_size=61, context=16, d_model=24, n_layers=3, n_heads=4, tied=True)
 N_OF = {
@@ -228,3 +228,19 @@ def test_the_order_of_the_rows_changes_no_fit(tmp_path, seed):
         return [x for fit in flat for law in (fit.params_law, fit.tokens_law) for x in (np.log(law.coef), law.exponent)]
 
     assert numbers(list(rng.permutation(lines))) == pytest.approx(numbers(lines), rel=1e-6)
+
+
+def test_a_table_is_the_same_as_csv_and_as_parquet(tmp_path):
+    rows = [table_row(ledger_row(f"r{i}", TIED, loss=3.0 - i / 7), 1000 + i, "6n_total") for i in range(3)]
+    failed = {"run": "x", "status": "failed", "role": "cell", "reason": "diverged"}
+    rows.append(table_row(failed, 1000, "6n_total"))
+    (tmp_path / "runs.csv").write_text(to_csv(rows))
+    (tmp_path / "runs.parquet").write_bytes(to_parquet(rows))
+    csv, parquet = (read_runs(tmp_path / f"runs.{kind}", "6n_with_head") for kind in ("csv", "parquet"))
+    assert csv.run == parquet.run == ("r0", "r1", "r2") and csv.dropped == parquet.dropped
+    for name in ("params", "tokens", "flops", "loss", "loss_se"):
+        np.testing.assert_allclose(getattr(parquet, name), getattr(csv, name), rtol=1e-9)
+    (tmp_path / "bad.parquet").write_text("params,tokens,loss\n")
+    for name in ("bad.parquet", "absent.parquet"):
+        with pytest.raises(BadInput, match=name):
+            read_runs(tmp_path / name)

@@ -12,7 +12,7 @@ from gptjax.errors import BadInput
 
 def add(verb: Verb) -> None:
     fit = verb("fit", run_fit, "fit the law to a table of runs")
-    fit.add_argument("table", type=directory, metavar="TABLE.csv|DIR")
+    fit.add_argument("table", type=directory, metavar="TABLE|DIR", help="CSV or parquet, or a sweep")
     fit.add_argument("--approach", default="all", choices=("envelope", "isoflop", "parametric", "all"))
     fit.add_argument("--coverage", type=int, default=0, metavar="N", help="sweeps simulated to test the intervals")
     fit.add_argument("--curves", type=Path, metavar="FILE", help="training curves for the envelope, as in curves.csv")
@@ -45,7 +45,7 @@ def add(verb: Verb) -> None:
     plan = verb("plan", run_plan, "propose a sweep, and the next cells, for an allowance of FLOPs")
     plan.add_argument("--flops", required=True, type=float, metavar="X", help="FLOPs to spend")
     plan.add_argument("--law", default="besiroglu-2024", help="law.json or a published law (default: %(default)s)")
-    plan.add_argument("--table", type=directory, metavar="TABLE.csv|DIR", help="runs already done: propose what to add")
+    plan.add_argument("--table", type=directory, metavar="TABLE|DIR", help="runs already done: propose what to add")
     plan.add_argument("--target", type=float, metavar="C", help="FLOPs at which the loss matters most")
     plan.add_argument("--goal", default="a", help="what to know best: a, loss or params at the target (default: a)")
     plan.add_argument("--runs", type=int, default=36, metavar="K", help="runs of a new sweep (default: %(default)s)")

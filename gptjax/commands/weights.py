@@ -25,6 +25,10 @@ def add(verb: Verb) -> None:
     bring.add_argument("folder", type=Path, metavar="HF_DIR", help="with config.json and safetensors")
     bring.add_argument("out", type=Path, metavar="OUT", help="a new directory")
 
+    look = verb("inspect", run_inspect, "say what a path holds, without loading it")
+    look.add_argument("path", type=Path, metavar="PATH", help="a run, checkpoint, weights, transformers model, ...")
+    look.add_argument("--json", type=Path, metavar="FILE")
+
     generate = verb("generate", run_generate, "continue a prompt with a run's weights")
     generate.add_argument("dir", type=Path, metavar="MODEL", help="the directory of a run or of weights")
     generate.add_argument("prompt", nargs="?", default="", help="a text; - reads it from the standard input")
@@ -69,6 +73,17 @@ def run_import(args: argparse.Namespace) -> None:
     tokenizer = "with its tokenizer" if model.tokenizer else "without a tokenizer.json"
     n = count(model.config).total
     print(f"{args.out}: {n:,} parameters of {model.family.architecture}, {model.dtype.name}, {tokenizer}")
+
+
+def run_inspect(args: argparse.Namespace) -> None:
+    from gptjax.files import plain, write_json
+    from gptjax.inspect import describe, inspect
+
+    writable(args.json)
+    found = inspect(args.path)
+    print(describe(found))
+    if args.json:
+        write_json(args.json, plain(found))
 
 
 def run_generate(args: argparse.Namespace) -> None:

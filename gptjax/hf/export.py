@@ -15,7 +15,7 @@ from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import BadInput
 from gptjax.files import write_file, write_json
 from gptjax.hf.card import card
-from gptjax.hf.families import Family, Part, Tensor, family_of, multipliers, tensors_of
+from gptjax.hf.families import Family, Part, Tensor, family_of, multipliers, plain, tensors_of
 from gptjax.hf.safetensors import Outgoing, write_tensors
 from gptjax.hf.tokenizer import tokenizer_files
 from gptjax.hf.verify import Verification, verify
@@ -57,7 +57,7 @@ def write_config(to: Path, config: GPTConfig, family: Family, dtype: np.dtype, t
     """Write config.json, generation_config.json and the tokenizer's files."""
     marks = {name: tokenizer.bos if tokenizer else None for name in ("bos_token_id", "eos_token_id")}
     content = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": dtype.name}
-    write_json(to / "config.json", {**content, **family.write(config), **marks})
+    write_json(to / "config.json", {**content, **family.write(plain(config)), **marks})
     write_json(to / "generation_config.json", marks)
     if tokenizer:
         for name, data in tokenizer_files(tokenizer, config.context).items():
@@ -88,7 +88,9 @@ def _rows(matrix: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _read(part: Part, arrays: Mapping[str, ts.TensorStore], factor: float) -> np.ndarray:
-    """Read an array of ours, or a layer of it, without the padding of its vocabulary."""
+    """Read an array of ours, or a layer of it, without the padding of its vocabulary; a bias we lack is zero."""
+    if part.name not in arrays and part.name.endswith(".bias"):
+        return np.zeros(part.shape, np.float32)
     array = arrays[part.name]
     layers = () if part.layer is None else (slice(part.layer, part.layer + 1),)
     source = array[(*layers, *map(slice, part.shape))]

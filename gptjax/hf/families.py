@@ -269,8 +269,12 @@ FAMILIES = (
 
 
 def plain(c: GPTConfig) -> GPTConfig:
-    """Return the same architecture without muP's multipliers, which `multipliers` puts into the weights, or padding."""
-    return replace(c, d_head=c.head_size, mup_width=0, mup_depth=0, vocab_multiple=1)
+    """Return the same architecture without muP's multipliers, which `multipliers` puts into the weights, or padding.
+
+    GPT-1 and GPT-2 always have biases: a model without is one whose biases are zero.
+    """
+    bias = c.bias or c.norm == "layernorm"
+    return replace(c, bias=bias, d_head=c.head_size, mup_width=0, mup_depth=0, vocab_multiple=1)
 
 
 def multipliers(c: GPTConfig) -> dict[str, float]:
@@ -301,13 +305,14 @@ def _architecture(c: GPTConfig) -> Json:
 
 def family_of(c: GPTConfig) -> Family:
     """Return the architecture that a model is; BadInput, with what stands against the nearest, where there is none."""
-    asked = _architecture(c)
+    same = plain(c)
+    asked = _architecture(same)
     if c.norm_place == "post" and c.width_ratio != 1:
         raise BadInput(f"no transformers architecture scales its head (mup_width = {c.mup_width}) without a final norm")
     against: dict[str, list[str]] = {}
     for family in FAMILIES:
         try:
-            found = _architecture(family.read(Settings(family.write(c), family.architecture)))
+            found = _architecture(family.read(Settings(family.write(same), family.architecture)))
         except BadInput:
             continue
         against[family.architecture] = [name for name in asked if asked[name] != found.get(name, asked[name])]

@@ -1,4 +1,4 @@
-"""Read and check the table of runs: a CSV file, one finished run a row, counted under one convention or another."""
+"""Read and check the table of runs: CSV or parquet, one finished run a row, counted under one convention or another."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from gptjax.errors import BadInput
@@ -132,6 +133,8 @@ class Runs:
 
 def read_rows(path: Path) -> tuple[list[str], list[tuple[int, Row]]]:
     """Read the header and the rows, each with its line number in the file, without judging any value."""
+    if path.suffix == ".parquet":
+        return _read_parquet(path)
     try:
         reader = csv.reader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""), skipinitialspace=True)
         lines = [(reader.line_num, cells) for cells in reader if cells]
@@ -152,6 +155,20 @@ def read_rows(path: Path) -> tuple[list[str], list[tuple[int, Row]]]:
             remedy = "mend the line" if len(cells) < len(header) else "mend it, quoting a cell that has a comma in it"
             raise BadInput(f"{path} line {line} has {len(cells)} cells and the header {len(header)}; {remedy}")
     return header, [(line, dict(zip(header, cells, strict=True))) for line, cells in lines[1:]]
+
+
+def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, Row]]]:
+    """Read a parquet file as if it had been written as CSV: a null is a blank cell, and the first row is line 2."""
+    try:
+        table = pq.read_table(path)
+    except OSError as error:  # a file that is not there, or not parquet (pyarrow's ArrowInvalid is a ValueError too)
+        raise BadInput(f"{path} cannot be read ({error}); give a parquet or CSV file of runs") from None
+    except ValueError as error:
+        raise BadInput(f"{path} is not parquet ({error}); write it again") from None
+    if not table.num_rows:
+        raise BadInput(f"{path} has no rows; it needs columns params, tokens, loss and a row per run")
+    rows = [{name: "" if x is None else str(x) for name, x in row.items()} for row in table.to_pylist()]
+    return table.column_names, list(enumerate(rows, 2))
 
 
 def read_runs(path: Path, convention: str = "") -> Runs:

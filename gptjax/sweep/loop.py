@@ -1,7 +1,7 @@
 """The whole loop on a page: plan, train, fit, predict, train what was predicted, score, report.
 
-A sweep's directory: plan.json, ledger/, runs/, runs.csv, curves.csv, facts.json, law.json, prediction.json,
-prediction_score.json, figures/ and report.html.
+A sweep's directory: plan.json, ledger/, runs/, runs.csv, runs.parquet, curves.csv, facts.json, law.json,
+prediction.json, prediction_score.json, figures/ and report.html.
 """
 
 import csv
@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from gptjax.data.loader import open_stores
@@ -82,10 +84,11 @@ def publish(sweep: SweepConfig, plan: Plan, directory: Path, began: float) -> No
 
 
 def write_tables(cells: Plan, directory: Path) -> None:
-    """Write runs.csv, a row for each cell with its raw facts, and curves.csv, the training curves."""
+    """Write runs.csv and runs.parquet, a row for each cell with its raw facts, and curves.csv, the training curves."""
     rows = Ledger(directory).rows()
     runs = [table_row(rows[run.name], run.params, cells.convention) for run in cells.runs if run.name in rows]
     write_file(directory / "runs.csv", to_csv(runs))
+    write_file(directory / "runs.parquet", to_parquet(runs))
     curves: list[Row] = []
     for run in (run for run in cells.runs if run.name in rows):
         lines = read_metrics(directory / "runs" / run.name / "metrics.jsonl")
@@ -129,8 +132,19 @@ def table_row(row: Row, params: int, convention: str) -> Row:
     return {**facts, "convention": "N = all parameters, C = " + ("6 N D" if convention == "6n_total" else convention)}
 
 
+def columns_of(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def to_parquet(rows: list[Row]) -> bytes:
+    columns = {name: [row.get(name) for row in rows] for name in columns_of(rows)}
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out)
+    return out.getvalue()
+
+
 def to_csv(rows: list[Row]) -> str:
-    columns = list(dict.fromkeys(name for row in rows for name in row))
+    columns = columns_of(rows)
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
