@@ -73,9 +73,10 @@ def plain_export(run: Path, array: int, arrays: int) -> None:
 
 
 def our_export(run: Path, array: int, arrays: int) -> None:
-    from gptjax.train.export import export
+    from gptjax.train.export import stored, write_params
+    from gptjax.train.weights import saved_model
 
-    export(run, run / "our_export", None, "bfloat16")
+    write_params(stored(saved_model(run, 0).arrays, "bfloat16"), run / "our_export")
 
 
 def measure(work: Callable, run: Path, array: int, arrays: int, out: multiprocessing.Queue) -> None:

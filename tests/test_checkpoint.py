@@ -419,8 +419,8 @@ print(leaves[0].dtype, str(tree))
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_what_is_exported_is_read_by_orbax_alone(run, tmp_path, dtype, capsys):
     directory, state = run
-    main(["export", str(directory), str(tmp_path / "out"), "--dtype", dtype])
-    assert "step 7" in capsys.readouterr().out
+    main(["export", str(directory), str(tmp_path / "out"), "--format", "orbax", "--dtype", dtype])
+    assert "step: 7" in capsys.readouterr().out
     program = [sys.executable, "-c", READER, str(tmp_path / "out" / "params"), str(tmp_path / "read.npz")]
     read = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert read.returncode == 0, read.stderr
@@ -445,16 +445,16 @@ def test_an_export_is_whole_or_absent(run, tmp_path, capsys):
     }
     for words, given in refused.items():
         with pytest.raises(SystemExit) as stop:
-            main(["export", *given])
+            main(["export", "--format", "orbax", *given])
         assert stop.value.code == 2 and words in capsys.readouterr().err
     file = next((copy / "checkpoints" / "7" / "default" / "d").iterdir())
     file.write_bytes(b"x" * file.stat().st_size)
     with pytest.raises(SystemExit):
-        main(["export", str(copy), str(tmp_path / "out")])
+        main(["export", "--format", "orbax", str(copy), str(tmp_path / "out")])
     said = capsys.readouterr().err
     assert f"{copy}/checkpoints/7 is damaged: default/d/{file.name}" in said and "no intact checkpoint" in said
     reseal(copy / "checkpoints", 7)
     with pytest.raises(SystemExit):
-        main(["export", str(copy), str(tmp_path / "out")])
+        main(["export", "--format", "orbax", str(copy), str(tmp_path / "out")])
     assert "was not written (cannot be read" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

@@ -171,6 +171,12 @@ def open_arrays(tree: Path) -> dict[str, ts.TensorStore]:
         raise Unreadable(f"cannot be read: {reason(error)}") from error
 
 
+def _chunked(path: tuple[Any, ...], array: jax.Array) -> ocp.SaveArgs:
+    """Cut a large array into chunks, stacked layers between layers first, so that one is read without the others."""
+    stacked = array.nbytes > CHUNK and any(getattr(key, "key", "") == "layers" for key in path)
+    return ocp.SaveArgs(chunk_byte_size=CHUNK, shard_axes=(0,) if stacked else ())
+
+
 def in_flight(arrays: Mapping[str, ts.TensorStore]) -> int:
     """Return how many chunks to read at once: with what they are unpacked from, they take a quarter of an array."""
     largest = max(array.size * array.dtype.numpy_dtype.itemsize for array in arrays.values())
@@ -282,7 +288,7 @@ class Checkpoints:
         if step == self.newest:
             return
         hosts.agree(lambda: self._delete(step))  # what a process that lost this run to us may have written meanwhile
-        chunked = jax.tree.map(lambda _: ocp.SaveArgs(chunk_byte_size=CHUNK), state)
+        chunked = jax.tree.map_with_path(_chunked, state)
 
         def write() -> None:
             if not self.manager.save(step, args=ocp.args.StandardSave(state, save_args=chunked)):
