@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from gptjax.commands import hardware, laws, training, weights
+from gptjax.commands import evaluation, hardware, laws, training, weights
 from gptjax.commands.given import Run
 from gptjax.errors import BadInput, ending
 
@@ -27,7 +27,7 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for room in (training, laws, hardware, weights):
+    for room in (training, laws, hardware, weights, evaluation):
         room.add(verb)
     return top
 

@@ -20,6 +20,7 @@ LEVELS = [
     ],
     [
         "generate",
+        "eval",
         "train.loop",
         "train.weights",
         "train.export",

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from gptjax.data.corpora import Split
 from gptjax.data.objectives import Batch, causal
 from gptjax.data.store import TokenStore, build_store, open_store
 from gptjax.errors import BadInput
@@ -137,18 +138,25 @@ class Loader:
         return max(steps * self.batch * count / BLOCK / n for count, n in zip(self.counts, self.n_windows, strict=True))
 
 
-def validation_batches(store: TokenStore, sequences: int, batch: int, seq_len: int, separate_documents: bool) -> Batch:
-    """Return the same evenly spaced validation windows for every run, stacked as (n, batch, seq)."""
-    n = (store.n_tokens("validation") - 1) // seq_len
+def validation_batches(
+    store: TokenStore,
+    sequences: int,
+    batch: int,
+    seq_len: int,
+    separate_documents: bool,
+    split: Split = "validation",
+) -> Batch:
+    """Return the same evenly spaced windows of a split for every run, stacked as (n, batch, seq)."""
+    n = (store.n_tokens(split) - 1) // seq_len
     if n < batch:
         raise BadInput(
-            f"the validation split of {store.manifest.corpus} has {n} windows of {seq_len} tokens, "
+            f"the {split} split of {store.manifest.corpus} has {n} windows of {seq_len} tokens, "
             f"fewer than a batch of {batch}; use a larger corpus or a smaller eval batch"
         )
     sequences = min(sequences, n) // batch * batch
     starts = np.arange(sequences) * n // sequences * seq_len
     flat = causal(
-        store.windows("validation", starts, seq_len + 1), store.tokenizer.bos, separate_documents=separate_documents
+        store.windows(split, starts, seq_len + 1), store.tokenizer.bos, separate_documents=separate_documents
     )
     return jax.tree.map(lambda x: x.reshape(-1, batch, seq_len), flat)
 

@@ -1,0 +1,150 @@
+"""Loss, perplexity and bits per byte of a model on a corpus, and the loss at every position of its context.
+
+Shapes: N windows, T positions. A window begins anywhere in a document, so position t is predicted from t tokens.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import log
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from gptjax.config import EvalConfig
+from gptjax.data.corpora import Split
+from gptjax.data.loader import DataConfig, Source, open_stores, validation_batches
+from gptjax.data.objectives import Batch
+from gptjax.data.store import TokenStore
+from gptjax.data.tokenizer import MODEL_FILE
+from gptjax.errors import BadInput
+from gptjax.eval.estimates import Estimate, mean, ratio
+from gptjax.eval.score import read_rows, rows_of
+from gptjax.models.gpt import GPTConfig
+from gptjax.params import Params
+from gptjax.sharding import Layout
+from gptjax.train.weights import SavedModel
+
+
+@dataclass(frozen=True)
+class Bin:
+    """The mean loss over positions first to last, counted from 1, in nats a token."""
+
+    first: int
+    last: int
+    loss: Estimate
+
+    @property
+    def name(self) -> str:
+        return f"{self.first}" if self.first == self.last else f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """What a model makes of a corpus; standard errors are over windows."""
+
+    corpus: str
+    split: str
+    sequences: int
+    tokens: int
+    bytes: int
+    loss: Estimate  # nats a token
+    perplexity: Estimate  # of a token
+    bits_per_byte: Estimate
+    bins: tuple[Bin, ...]
+    position_loss: np.ndarray  # (T,), nats: Kaplan et al. 2020, Figure 7, right
+    position_se: np.ndarray
+
+
+def stores_for(saved: SavedModel, corpus: str | None) -> tuple[TokenStore, ...]:
+    """Open what to evaluate a model on, with its own tokenizer: a corpus, or else what its run was trained on.
+
+    A corpus that is not in the cache is tokenized into it. BadInput where a store has another tokenizer.
+    """
+    data = saved.run.data if saved.run else DataConfig()
+    if corpus is None:
+        if saved.run is None:
+            raise BadInput(f"{saved.directory} holds weights alone and knows no corpus; give --corpus NAME")
+        return open_stores(data)
+    if saved.run and corpus in (names := [source.corpus for source in data.sources]):
+        return (open_stores(data)[names.index(corpus)],)
+    tokenizer = saved.tokenizer
+    kept = Path(data.cache, "tokenizers", tokenizer.digest[:16])  # by content: all models that share it share stores
+    if not (kept / MODEL_FILE).is_file():
+        kept.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(kept)
+    (store,) = open_stores(DataConfig((Source(corpus),), str(kept), cache=data.cache))
+    if store.tokenizer.digest != tokenizer.digest:
+        raise BadInput(f"{corpus} was tokenized otherwise than the data of {saved.directory}; name its corpus instead")
+    return (store,)
+
+
+def measure(
+    params: Params,
+    config: GPTConfig,
+    store: TokenStore,
+    layout: Layout,
+    *,
+    split: Split = "validation",
+    sequences: int = EvalConfig.sequences,
+    batch: int = EvalConfig.batch,
+    separate_documents: bool = False,
+    progress: str = "",
+) -> Perplexity:
+    """Evaluate a model on evenly spaced windows: with a run's `sequences` and `batch`, on those of its training."""
+    if sequences < 2:
+        raise BadInput(f"{sequences} sequences give no standard error; use 2 or more")
+    if store.tokenizer.vocab_size > config.vocab_size:
+        raise BadInput(
+            f"{store.manifest.corpus} has token ids up to {store.tokenizer.vocab_size - 1}, and the model "
+            f"{config.vocab_size} tokens; use the tokenizer that it was trained with"
+        )
+    batch = min(batch, sequences)
+    whole = validation_batches(store, sequences, batch, config.context, separate_documents, split)
+    whole = jax.tree.map(lambda x: x.reshape(-1, config.context), whole)
+    N, T = whole.inputs.shape
+    bins = doubling(T)
+    nats_N, nats_T, squares_T = np.zeros(N), np.zeros(T), np.zeros(T)
+    binned = np.zeros((N, len(bins)))
+    with tqdm(total=N, desc=progress, disable=None if progress else True, leave=False) as bar:
+        for rows, part in _parts(whole, rows_of(T, N, config, layout)):
+            read, _ = read_rows(params, part.inputs, part.targets, part.segments, config, layout)
+            nats = np.asarray(read)[: rows.stop - rows.start].astype(np.float64)
+            nats_N[rows] = nats.sum(axis=1)
+            nats_T += nats.sum(axis=0)
+            squares_T += (nats**2).sum(axis=0)
+            for b, (first, last) in enumerate(bins):
+                binned[rows, b] = nats[:, first - 1 : last].mean(axis=1)
+            bar.update(len(nats))
+    loss = mean(nats_N / T)
+    bytes_N = store.tokenizer.token_bytes[whole.targets].sum(axis=1)
+    variance_T = np.maximum(squares_T / N - (nats_T / N) ** 2, 0) / (N - 1) if N > 1 else np.full(T, np.nan)
+    return Perplexity(
+        corpus=store.manifest.corpus,
+        split=split,
+        sequences=N,
+        tokens=N * T,
+        bytes=int(bytes_N.sum()),
+        loss=loss,
+        perplexity=loss.exp(),
+        bits_per_byte=ratio(nats_N / log(2), bytes_N),
+        bins=tuple(Bin(*edges, mean(binned[:, b])) for b, edges in enumerate(bins)),
+        position_loss=nats_T / N,
+        position_se=np.sqrt(variance_T),
+    )
+
+
+def doubling(T: int) -> list[tuple[int, int]]:
+    """Return positions 1, 2, 3 to 4, 5 to 8, and so on to T, as (first, last)."""
+    ends = [1 << i for i in range(T.bit_length()) if 1 << i < T] + [T]
+    return list(zip([1, *(end + 1 for end in ends[:-1])], ends, strict=True))
+
+
+def _parts(whole: Batch, size: int) -> Iterator[tuple[slice, Batch]]:
+    """Yield the rows of a batch, so many at a time, the last ones filled up with copies of the first."""
+    N = len(whole.inputs)
+    for first in range(0, N, size):
+        rows = np.arange(first, first + size)
+        rows[rows >= N] = 0
+        yield slice(first, min(first + size, N)), jax.tree.map(lambda x, rows=rows: x[rows], whole)
