@@ -45,7 +45,7 @@ def with_making(sub: argparse.ArgumentParser) -> None:
     made("--examples", type=int, help=f"of each task; default: {EXAMPLES} of what is made, all of a file")
     made("--seed", type=int, default=0, help="of tasks made and of shots drawn (default: %(default)s)")
     made("--context-bytes", type=int, default=ROOM, help="a question is at most so long (default: %(default)s)")
-    made("--from", dest="source", default="python", metavar="CORPUS", help="whose validation documents; default: python")
+    made("--from", dest="source", default="python", metavar="CORPUS", help="default: %(default)s")
 
 
 def make_tasks(names: list[str], args: argparse.Namespace) -> "list[Task]":

@@ -155,9 +155,7 @@ def validation_batches(
         )
     sequences = min(sequences, n) // batch * batch
     starts = np.arange(sequences) * n // sequences * seq_len
-    flat = causal(
-        store.windows(split, starts, seq_len + 1), store.tokenizer.bos, separate_documents=separate_documents
-    )
+    flat = causal(store.windows(split, starts, seq_len + 1), store.tokenizer.bos, separate_documents=separate_documents)
     return jax.tree.map(lambda x: x.reshape(-1, batch, seq_len), flat)
 
 

@@ -6,7 +6,7 @@
 Texts are tokenized, cut off and scored as lm-eval's HFLM with add_bos_token=True does on the exported model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ class GptJax(TemplateLM):
         ids = self.ids.encode(string.encode("utf-8", "surrogatepass")).tolist()
         return ids if add_special_tokens is False else [self.ids.bos, *ids]
 
-    def tok_decode(self, tokens: Sequence[int]) -> str:
+    def tok_decode(self, tokens: Iterable[int]) -> str:
         return self.ids.decode(tokens).decode("utf-8", "replace")
 
     def _loglikelihood_tokens(
@@ -80,7 +80,10 @@ class GptJax(TemplateLM):
         return answers
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Return log p of whole texts, in windows of the context of which none is scored twice."""
+        """Return log p of whole texts, in windows of the context; no token is scored twice.
+
+        As HFLM with add_bos_token, which leads a text by bos twice, so that log p(bos | bos) is a part of the sum.
+        """
         windows, owner = [], []
         for i, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
@@ -99,20 +102,22 @@ class GptJax(TemplateLM):
             context, given = request.args
             kwargs = normalize_gen_kwargs(given, self.max_gen_toks)
             if unknown := set(kwargs) - KNOWN:
-                raise BadInput(f"generation argument {sorted(unknown)[0]!r} is unknown; known: {', '.join(sorted(KNOWN))}")
+                raise BadInput(f"generation argument {sorted(unknown)[0]!r} is none of {', '.join(sorted(KNOWN))}")
             new = kwargs["max_gen_toks"]
             if new >= self.max_length:
                 raise BadInput(
-                    f"{new} new tokens do not fit the context of {self.max_length} after a prompt; lower max_gen_toks in "
-                    "the task's generation_kwargs"
+                    f"{new} new tokens do not fit the context of {self.max_length} after a prompt; lower max_gen_toks "
+                    "in the task's generation_kwargs"
                 )
             sampling = Sampling(**{name: kwargs[name] for name in SAMPLING & set(kwargs)})
             prompt = np.array(self.tok_encode(context)[-(self.max_length - new) :], np.int32)
-            settings = {"stop": [self.eot_token_id], "seed": self.seed, "layout": self.layout}
-            (ids,) = generate(self.params, self.config, [prompt], new, sampling, **settings)
+            stop = [self.eot_token_id]
+            (ids,) = generate(
+                self.params, self.config, [prompt], new, sampling, stop=stop, seed=self.seed, layout=self.layout
+            )
             text = self.tok_decode(ids)
-            for stop in handle_stop_sequences(kwargs.get("until"), eos=None):
-                text = text.split(stop)[0] if stop else text
+            for end in handle_stop_sequences(kwargs.get("until"), eos=None):
+                text = text.split(end)[0] if end else text
             self.cache_hook.add_partial("generate_until", request.args, text)
             answers.append(text)
         return answers

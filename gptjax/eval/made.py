@@ -13,7 +13,7 @@ import tokenize
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 
 from gptjax.data.corpora import documents
 from gptjax.errors import BadInput
@@ -76,7 +76,7 @@ def _gather(
         found.append(rng.sample(rows, len(rows)))
         if sum(min(share, len(rows)) for rows in found) >= n:
             break
-    rows = [row for depth in range(max(map(len, found), default=0)) for rows in found for row in rows[depth : depth + 1]]
+    rows = [row for each in zip_longest(*found) for row in each if row]  # one of each document, then a second
     rows = list({(row.context, row.choices): row for row in rows}.values())[:n]
     return rng.sample(rows, len(rows))
 
@@ -107,7 +107,8 @@ def _before(text: str, end: int, n_bytes: int) -> str:
 
 def identifiers(rng: random.Random, text: str, room: int) -> list[Row]:
     """Ask which name of the document stands here: it has stood in the context before."""
-    names = [(s, at) for kind, s, at in _code(text) if kind == tokenize.NAME and len(s) > 3 and not keyword.iskeyword(s)]
+    names = [(s, at) for kind, s, at in _code(text) if kind == tokenize.NAME and len(s) > 3]
+    names = [(name, at) for name, at in names if not keyword.iskeyword(name)]
     known = sorted({name for name, _ in names})
     rows = []
     for name, at in rng.sample(names, min(len(names), 200)):

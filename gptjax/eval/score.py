@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from gptjax.data.objectives import Array
 from gptjax.errors import BadInput
 from gptjax.models.gpt import GPTConfig, gpt
 from gptjax.params import Params
@@ -81,9 +82,9 @@ def check_request(request: Request, config: GPTConfig, name: str) -> None:
     if not len(request.context):
         raise BadInput(f"{name} has no token before its continuation; begin it with one, as bos")
     if not n:
-        raise BadInput(f"{name}: the continuation adds no token to its context; let it begin with a space, or be longer")
+        raise BadInput(f"{name}: the continuation adds no token to its context; begin it with a space, or lengthen it")
     if n > config.context:
-        raise BadInput(f"{name}: a continuation of {n} tokens is longer than the context of {config.context}; shorten it")
+        raise BadInput(f"{name}: a continuation of {n} tokens exceeds the context of {config.context}; shorten it")
 
 
 def batches(
@@ -123,9 +124,9 @@ def rows_of(T: int, n: int, config: GPTConfig, layout: Layout) -> int:
 
 def read_rows(
     params: Params,
-    inputs_BT: np.ndarray,
-    targets_BT: np.ndarray,
-    segments_BT: np.ndarray | None,
+    inputs_BT: Array,
+    targets_BT: Array,
+    segments_BT: Array | None,
     config: GPTConfig,
     layout: Layout,
 ) -> tuple[jax.Array, jax.Array]:

@@ -59,9 +59,9 @@ class Task:
 class TaskScore:
     """What a model makes of a task; standard errors are over examples.
 
-    metrics: `acc` takes the choice of largest log p, `acc_bytes` of largest log p a byte, `acc_tokens` a token (Brown et
-    al. 2020, section 2.4); `nats` is -log p of the right answer, `perplexity` e to its mean, and `exact` how often greedy
-    decoding says it.
+    metrics: `acc` takes the choice of largest log p, `acc_bytes` of largest log p a byte (lm-eval's acc_norm, but for
+    characters of several bytes), `acc_tokens` a token (Brown et al. 2020, section 2.4); `nats` is -log p of the right
+    answer, `perplexity` e to its mean, and `exact` how often greedy decoding says it.
     """
 
     task: str
@@ -85,7 +85,7 @@ def read_task(path: Path) -> Task:
     kinds = [len(row.choices) == 1 for row in rows]
     if len(set(kinds)) > 1:
         odd = rows[kinds.index(not kinds[0])]
-        raise BadInput(f"{odd.where} is {_kind(not kinds[0])} and the lines before it are {_kind(kinds[0])}; keep to one")
+        raise BadInput(f"{odd.where} is {_kind(not kinds[0])}; expected {_kind(kinds[0])}, as before it")
     return Task(path.stem, rows)
 
 
@@ -97,7 +97,7 @@ def _read_row(where: str, line: str) -> Row:
     try:
         row: Any = json.loads(line)
     except ValueError as error:
-        raise BadInput(f"{where} is not JSON ({error}); expected {{\"context\": ..., \"answer\": ...}}") from None
+        raise BadInput(f'{where} is not JSON ({error}); expected {{"context": ..., "answer": ...}}') from None
     keys = sorted(row) if isinstance(row, dict) else type(row).__name__
     if keys not in (["answer", "context"], ["answer", "choices", "context"]):
         raise BadInput(f"{where}: expected the keys context, answer and, for multiple choice, choices; found {keys}")
@@ -132,6 +132,14 @@ def to_jsonl(task: Task) -> str:
 def harness_task(task: Task, data: Path) -> dict[str, Any]:
     """Describe a task whose rows are in a file to lm-eval, so that its prompts and scores are ours."""
     metrics = ["acc", "perplexity"] if task.is_cloze else ["acc", "acc_norm", "acc_bytes"]
+    given = [
+        {
+            "metric": metric,
+            "aggregation": metric if metric == "perplexity" else "mean",
+            "higher_is_better": metric != "perplexity",
+        }
+        for metric in metrics
+    ]
     return {
         "task": f"gptjax_{task.name}",
         "dataset_path": "json",
@@ -144,8 +152,7 @@ def harness_task(task: Task, data: Path) -> dict[str, Any]:
         **({} if task.is_cloze else {"doc_to_choice": "choices"}),
         "target_delimiter": "",
         "fewshot_delimiter": BETWEEN,
-        "num_fewshot": 0,
-        "metric_list": [{"metric": metric} for metric in metrics],
+        "metric_list": given,  # a num_fewshot here could not be overridden
     }
 
 
@@ -161,7 +168,7 @@ def prompts(task: Task, shots: int, seed: int, examples: int = 0) -> list[str]:
     if shots < 0:
         raise BadInput(f"{shots} shots are asked for; ask for 0 or more")
     if shots >= len(task.rows):
-        raise BadInput(f"task {task.name} has {len(task.rows)} rows, too few for {shots} shots; write more, or ask for fewer")
+        raise BadInput(f"task {task.name} has {len(task.rows)} rows, too few for {shots} shots; write more")
     rng = random.Random(seed)
     return [join(_drawn(task, row, shots, rng), row) for row in rows]
 
@@ -187,8 +194,8 @@ def join(examples: Iterable[Row], row: Row) -> str:
 def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> tuple[list[Request], np.ndarray]:
     """Turn contexts and their continuations into requests, and say in which a token spans the border between them.
 
-    As lm-eval's `_encode_pair` with bos: white space at the end of a context goes to the continuation, both are tokenized
-    as one text, and the continuation is what follows as many tokens as the context alone has.
+    As lm-eval's `_encode_pair` with bos: white space at the end of a context goes to the continuation, both are
+    tokenized as one text, and the continuation is what follows as many tokens as the context alone has.
     """
     moved = []
     for context, continuation in pairs:
@@ -196,12 +203,12 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> tupl
         moved.append((stripped, context[len(stripped) :] + continuation))
     texts = list(dict.fromkeys(text for before, after in moved for text in (before, before + after)))
     encoded = tokenizer.encode_many([text.encode("utf-8", "surrogatepass") for text in texts])
-    ids = {text: np.append(np.int32(tokenizer.bos), tokens) for text, tokens in zip(texts, encoded, strict=True)}
+    led = {text: np.append(np.int32(tokenizer.bos), ids) for text, ids in zip(texts, encoded, strict=True)}
     requests, merged = [], []
     for before, after in moved:
-        context, whole = ids[before], ids[before + after]
-        requests.append(Request(context, whole[len(context) :]))
-        merged.append(not np.array_equal(whole[: len(context)], context))
+        first, whole = led[before], led[before + after]
+        requests.append(Request(first, whole[len(first) :]))
+        merged.append(not np.array_equal(whole[: len(first)], first))
     return requests, np.array(merged, bool)
 
 
