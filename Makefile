@@ -22,8 +22,8 @@ aot: install
 	$(RUN)python -m pytest tests/test_estimate.py tests/test_collectives.py
 
 parity: install
-	$(RUN)python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[hf]'
-	$(RUN)python -m pytest tests/test_parity.py
+	$(RUN)python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[hf,eval]' accelerate
+	$(RUN)python -m pytest tests/test_parity.py tests/test_harness.py
 
 bench: install
 	$(RUN)python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[hf]'

@@ -6,6 +6,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ import numpy as np
 import pytest
 from test_cli import RUN, call, refused
 
+from gptjax.commands import evaluation
 from gptjax.data.tokenizer import ByteTokenizer, train_sentencepiece
 from gptjax.errors import BadInput
 from gptjax.eval import score as scoring
@@ -168,7 +171,7 @@ def test_the_loss_is_trainings_own(run, opened):
     assert found.loss.se == pytest.approx(said["loss_se"], rel=1e-3)
     assert found.bits_per_byte.value == pytest.approx(said["bits_per_byte"], rel=1e-5)
     assert found.perplexity.value == pytest.approx(math.exp(said["loss"]), rel=1e-4)
-    assert found.sequences == 40 and found.tokens == 40 * 64
+    assert found.tokens == found.sequences * 64 and found.sequences % 8 == 0
     assert stores_for(saved, saved.run.data.sources[0].corpus)[0].digest == store.digest
 
 
@@ -264,9 +267,10 @@ def test_accuracy_is_by_sum_by_byte_and_by_token(params, monkeypatch):
 
 def test_a_cloze_is_exact_where_greedy_decoding_says_it(params):
     tokenizer = ByteTokenizer()
-    context = "ab cd"
-    said = likeliest(params, GPT2, encode_pairs(tokenizer, [(context, "x")])[0][0]).continuation
-    answers = [tokenizer.decode(said).decode("latin-1"), "\x01"]
+    asked = ((context, encode_pairs(tokenizer, [(context, "x")])[0][0]) for context in map("q{}".format, range(99)))
+    heard = ((context, likeliest(params, GPT2, request).continuation) for context, request in asked)
+    context, said = next((context, ids) for context, ids in heard if 1 < ids[0] < 128)  # a text, in UTF-8
+    answers = [chr(said[0]), "\x01"]
     task = Task("cloze", tuple(Row(context, (answer,), 0) for answer in answers))
     found = evaluate(task, 0, params, GPT2, tokenizer, ALONE)
     assert found.chance is None and set(found.metrics) == {"exact", "nats", "perplexity"}
@@ -305,7 +309,7 @@ GOOD = {"context": "a", "choices": [" b", " c"], "answer": 1}
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("{", "line 2 is not JSON"),
+        ("{", "is not JSON"),
         ("[1]", "expected the keys context, answer.*found list"),
         (json.dumps(GOOD | {"shots": 1}), "expected the keys"),
         (json.dumps(GOOD | {"context": 3}), "expected a text as context, found 3"),
@@ -335,38 +339,39 @@ def sources():
     return [path.read_text() for path in sorted((Path(__file__).parents[1] / "gptjax").rglob("*.py"))]
 
 
+ROOMS = {"docstring": 240}  # our heads name their types
+
+
 @pytest.fixture(scope="module")
 def made():
-    return {name: make_task(name, 60, 0, texts=sources()) for name in NAMES}
+    return {name: make_task(name, 60, 0, ROOMS.get(name, 96), sources()) for name in NAMES}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_task_is_the_same_again_and_its_answers_stand_anywhere(name, made):
     task = made[name]
     assert len(task.rows) >= (40 if name in FROM_TEXT else 60)
-    again = make_task(name, 60, 0, texts=sources() if name in FROM_TEXT else ())
-    assert again == task != make_task(name, 60, 1, texts=sources())
+    room = ROOMS.get(name, 96)
+    again = make_task(name, 60, 0, room, sources() if name in FROM_TEXT else ())
+    assert again == task != make_task(name, 60, 1, room, sources())
     for row in task.rows:
         assert len(set(row.choices)) == len(row.choices) and all(choice.startswith(" ") for choice in row.choices)
         assert not any(a != b and b.startswith(a) for a in row.choices for b in row.choices)
-        assert max(len((row.context + choice).encode()) for choice in row.choices) <= 96
+        assert max(len((row.context + choice).encode()) for choice in row.choices) <= room
         assert row.context == row.context.rstrip() or name == "copy"
     if not task.is_cloze:
         places = Counter(row.answer for row in task.rows)
         assert len(places) == len(task.rows[0].choices) and max(places.values()) < 0.6 * len(task.rows)
 
 
-def test_what_is_right_is_what_the_text_says_and_nothing_else_is(made):
+def test_what_is_right_is_what_the_text_says(made):
     texts = "\0".join(sources())
     for name in ("identifier", "bracket"):
         for row in made[name].rows:
-            said = [row.context + choice in texts for choice in row.choices]
-            assert said[row.answer] or name == "identifier"
             assert row.context + row.choices[row.answer] in texts
     for row in made["identifier"].rows:
-        shared = len(row.choices[0]) - len(row.choices[0][::-1].partition(" ")[0])
-        name = row.choices[row.answer][shared:].split(".")[-1]
-        assert name.strip("([{*@~-:'\"=!<>+") in row.context or name in row.context
+        name = re.search(r"\w+$", row.choices[row.answer])[0]
+        assert re.search(rf"\b{name}\b", row.context)
 
 
 def test_a_bracket_closes_what_is_open(made):
@@ -414,6 +419,12 @@ def test_a_task_survives_its_file(made, tmp_path):
 
 
 # ---- the command line
+
+
+def test_the_help_knows_the_tasks():
+    assert evaluation.MADE == ", ".join(NAMES)
+    code = "import gptjax.cli, sys; gptjax.cli.parser(); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_eval_prints_and_writes_every_score(capsys, run, tmp_path):

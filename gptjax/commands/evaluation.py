@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 EXAMPLES = 200
+MADE = "identifier, bracket, docstring, copy, reverse, addition, lookup"
 FACTS = ("model", "step", "params", "tokens", "flops")  # of a model, beside each of its scores
 
 
@@ -39,12 +40,10 @@ def add(verb: Verb) -> None:
 
 
 def with_making(sub: argparse.ArgumentParser) -> None:
-    from gptjax.eval.made import NAMES, ROOM
-
-    made = sub.add_argument_group(f"tasks made here ({', '.join(NAMES)})").add_argument
+    made = sub.add_argument_group(f"tasks made here: {MADE}").add_argument
     made("--examples", type=int, help=f"of each task; default: {EXAMPLES} of what is made, all of a file")
     made("--seed", type=int, default=0, help="of tasks made and of shots drawn (default: %(default)s)")
-    made("--context-bytes", type=int, default=ROOM, help="a question is at most so long (default: %(default)s)")
+    made("--context-bytes", type=int, default=96, help="a question is at most so long (default: %(default)s)")
     made("--from", dest="source", default="python", metavar="CORPUS", help="default: %(default)s")
 
 
