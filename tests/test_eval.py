@@ -484,16 +484,30 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, run, tmp_path, giv
     assert sorted(tmp_path.iterdir()) == before
 
 
+SOURCE = "".join(
+    f"""
+def {verb}_{noun}(first, second):
+    \"\"\"{verb.title()} the {noun} of two numbers or of more.\"\"\"
+    table = {{"first": first, "second": second}}
+    result = [first, second, first + second]
+    return combined(result, table, first + second)
+"""
+    for verb, noun in (("give", "sum"), ("find", "largest"), ("keep", "product"), ("name", "least"), ("drop", "mean"))
+)
+
+
+def write_corpus(path):
+    """Write Python documents, so many that some fall into the validation split."""
+    path.write_text("".join(json.dumps({"text": f"{SOURCE}\n# {i}\n"}) + "\n" for i in range(600)))
+    return path
+
+
 def test_tasks_are_written_whole_or_not(capsys, tmp_path):
-    (tmp_path / "corpus").mkdir()
-    for i, text in enumerate(sources()):
-        (tmp_path / "corpus" / f"{i}.py").write_text(text)
-    out = tmp_path / "tasks"
-    given = ("--from", tmp_path / "corpus", "--examples", 4, "--context-bytes", 128)
-    code, said, _ = call(capsys, "tasks", out, *given)
-    if code == 0:
-        assert said.count("\n") == len(NAMES) == len(list(out.glob("*.jsonl"))) == len(list(out.glob("*.yaml")))
-        assert "exists" in refused(capsys, "tasks", out, *given)
+    out, given = tmp_path / "tasks", ("--from", write_corpus(tmp_path / "c.jsonl"), "--examples", 4)
+    code, said, err = call(capsys, "tasks", out, *given)
+    assert (code, err) == (0, "")
+    assert said.count("\n") == len(NAMES) == len(list(out.glob("*.jsonl"))) == len(list(out.glob("*.yaml")))
+    assert "exists" in refused(capsys, "tasks", out, *given)
     bare = tmp_path / "bare.jsonl"
     bare.write_text('{"text": "a"}\n{"text": "b"}\n')
     assert "none of 1 documents" in refused(capsys, "tasks", tmp_path / "none", "--from", bare)

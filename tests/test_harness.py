@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from test_cli import call
+from test_eval import write_corpus
 
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.eval.made import make_task
@@ -187,13 +188,7 @@ def test_local_tasks_score_the_same_here_there_and_exported(pair, local, shots, 
 
 
 def test_written_tasks_are_the_harnesss(capsys, tmp_path):
-    (tmp_path / "corpus").mkdir()
-    for i, path in enumerate(sorted((Path(__file__).parents[1] / "gptjax").rglob("*.py"))):
-        (tmp_path / "corpus" / f"{i}.py").write_text(path.read_text())
-    for i in range(60):  # so that the split has sources of functions and brackets
-        (tmp_path / "corpus" / f"more{i}.py").write_text(Path(__file__).read_text() + f"\n# {i}\n")
-    code, _, err = call(capsys, "tasks", tmp_path / "out", "--from", tmp_path / "corpus", "--examples", 3,
-                        "--context-bytes", 160)  # fmt: skip
-    assert code == 0, err
+    corpus = write_corpus(tmp_path / "c.jsonl")
+    assert call(capsys, "tasks", tmp_path / "out", "--from", corpus, "--examples", 3)[0] == 0
     found = TaskManager(include_path=str(tmp_path / "out"), include_defaults=False)
     assert {f"gptjax_{path.stem}" for path in (tmp_path / "out").glob("*.jsonl")} == set(found.all_tasks)
