@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -50,17 +51,29 @@ def requests():
     return [*found, Request(rng.integers(257, size=5), np.array([7]))]
 
 
+@cache
+def whole(config):
+    """Return the whole model, compiled for one row of the whole context; what follows a token does not change it."""
+    model = jax.jit(gpt(config).apply)
+
+    def log_p(params, ids):
+        padded = np.pad(ids, (0, config.context - len(ids)))[None]
+        return np.asarray(jax.nn.log_softmax(model(params, padded)[0, : len(ids)]), np.float64)
+
+    return log_p
+
+
 def plainly(params, config, request):
     """Score a request by the whole model and nothing else."""
     ids = np.append(request.context, request.continuation)[-(config.context + 1) :]
-    log_p = np.asarray(jax.nn.log_softmax(gpt(config).apply(params, jnp.asarray(ids[None, :-1]))[0]), np.float64)
-    these = np.arange(len(ids) - 1 - len(request.continuation), len(ids) - 1)
-    return log_p[these, request.continuation].sum(), (log_p[these].argmax(-1) == request.continuation).all()
+    log_p = whole(config)(params, ids[:-1])[-len(request.continuation) :]
+    said = log_p[np.arange(len(log_p)), request.continuation]
+    return said.sum(), (log_p.argmax(-1) == request.continuation).all()
 
 
 def likeliest(params, config, request):
     """Return a request whose one token is what the model says."""
-    return Request(request.context, np.asarray(gpt(config).apply(params, request.context[None])[0, -1:].argmax(-1)))
+    return Request(request.context, whole(config)(params, request.context)[-1:].argmax(-1))
 
 
 def test_a_score_is_that_of_a_plain_forward(params, requests):
