@@ -40,9 +40,12 @@ class SavedModel:
     @cached_property
     def arrays(self) -> dict[str, ts.TensorStore]:
         """The weights, by the names of their path joined with dots."""
-        if self.run is None:
-            return open_arrays(self.directory / "params")
-        whole = open_arrays(self.directory / "checkpoints" / str(self.step) / "default")
+        try:
+            if self.run is None:
+                return open_arrays(self.directory / "params")
+            whole = open_arrays(self.directory / "checkpoints" / str(self.step) / "default")
+        except Unreadable as error:
+            raise BadInput(f"{self.directory} {error}; write it again") from error
         return {name.removeprefix(PARAMS): array for name, array in whole.items() if name.startswith(PARAMS)}
 
     @property
