@@ -22,7 +22,7 @@ aot: install
 	$(RUN)python -m pytest tests/test_estimate.py tests/test_collectives.py
 
 parity: install
-	$(RUN)python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[hf,eval]' accelerate
+	$(RUN)python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[hf,eval]'
 	$(RUN)python -m pytest tests/test_parity.py tests/test_harness.py
 
 bench: install
