@@ -1,7 +1,8 @@
 """Readers: where documents come from.
 
 A corpus is a name: `python` (this machine's Python sources, the offline default), a file, directory or glob,
-`markov[:key=value,...]`, or `hf:NAME[:CONFIG[:SPLIT]]`. To add a kind, add a reader and its line in `read_corpus`.
+`markov[:key=value,...]`, `hf:NAME[:CONFIG[:SPLIT]]`, or `pairs:FILES`, whose documents are a prompt and an answer. To
+add a kind, add a reader and its line in `read_corpus`.
 """
 
 import glob
@@ -11,7 +12,7 @@ import os
 import string
 import sysconfig
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import partial
 from hashlib import blake2b
@@ -33,6 +34,7 @@ TEXT_SUFFIXES = (".py", ".rst", ".md", ".txt")
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 FILE_SUFFIXES = (*TEXT_SUFFIXES, *JSONL_SUFFIXES, ".parquet")
 TEXT_BYTES = 1 << 16  # a longer text file is cut, at a line's end, into documents of this size
+PAIRS = "pairs:"
 PARQUET_ROWS = 1024  # read at a time
 
 # Tests are mostly tables of expected values; gptjax itself would change the corpus with every edit.
@@ -66,6 +68,17 @@ def documents(name: str) -> Iterator[tuple[bytes, Split]]:
     smallest = min(held)[0] if held else b""
     for digest, document in held:
         yield document, "validation" if digest == smallest else "train"
+
+
+def is_pairs(name: str) -> bool:
+    """Say whether a corpus is of prompts and answers."""
+    return name.startswith(PAIRS)
+
+
+def pair_of(document: bytes) -> tuple[bytes, bytes]:
+    """Return the prompt and the answer of a document of such a corpus."""
+    prompt, answer = json.loads(document)
+    return prompt.encode("utf-8", "surrogatepass"), answer.encode("utf-8", "surrogatepass")
 
 
 class Digests:
@@ -113,6 +126,8 @@ def read_corpus(name: str) -> Iterator[bytes]:
         return _read_markov(_parse_markov(name))
     if name.startswith("hf:"):
         return _read_hugging_face(name)
+    if is_pairs(name):
+        return _read_files(_find_pairs(name), _read_pairs)
     return _read_files(_find_files(name))
 
 
@@ -158,11 +173,11 @@ def _find_files(name: str) -> list[Path]:
     return files
 
 
-def _read_files(files: list[Path]) -> Iterator[bytes]:
+def _read_files(files: list[Path], reader: Callable[[Path], Iterator[bytes]] | None = None) -> Iterator[bytes]:
     for path in files:
         read = _read_parquet if path.suffix == ".parquet" else _read_jsonl if ".jsonl" in path.name else _read_text
         try:
-            yield from read(path)
+            yield from (reader or read)(path)
         except BadInput:
             raise
         except (OSError, ValueError) as error:  # pyarrow's and json's errors are ValueErrors
@@ -176,12 +191,33 @@ def _read_text(path: Path) -> Iterator[bytes]:
 
 
 def _read_jsonl(path: Path) -> Iterator[bytes]:
+    for row in _rows(path, ("text",)):
+        yield row["text"].encode("utf-8", "surrogatepass")
+
+
+def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, str]]:
+    """Yield the objects of a file of JSON lines; BadInput at the first that lacks one of the string fields needed."""
     with pa.input_stream(path, compression="detect") as stream:
         for number, line in enumerate(io.BufferedReader(stream), 1):
             row = json.loads(line)
-            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                raise BadInput(f"{path} line {number} has no string field 'text'; give one to every line")
-            yield row["text"].encode("utf-8", "surrogatepass")
+            for name in needed:
+                if not isinstance(row, dict) or not isinstance(row.get(name), str):
+                    raise BadInput(f"{path} line {number} has no string field {name!r}; give one to every line")
+            yield row
+
+
+def _find_pairs(name: str) -> list[Path]:
+    files = _find_files(name.removeprefix(PAIRS))
+    for path in files:
+        if not path.name.endswith(JSONL_SUFFIXES):
+            raise BadInput(f"corpus {name!r}: {path} is not {' or '.join(JSONL_SUFFIXES)}; write pairs as JSON lines")
+    return files
+
+
+def _read_pairs(path: Path) -> Iterator[bytes]:
+    """Yield each row's prompt and answer as a JSON list, which `pair_of` reads."""
+    for row in _rows(path, ("prompt", "answer")):
+        yield json.dumps([row["prompt"], row["answer"]]).encode()
 
 
 def _read_parquet(path: Path) -> Iterator[bytes]:

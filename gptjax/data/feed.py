@@ -70,16 +70,22 @@ class Resident:
         """Return the batches of successive steps, (S, B, T)."""
         source, window = self.loader.sequences(steps, np.arange(self.loader.batch))
         starts_SB = (self.first[source] + window * self.loader.seq_len).reshape(len(steps), -1).astype(np.int32)
-        bos, separate = self.loader.stores[0].tokenizer.bos, self.loader.separate_documents
-        return _cut(self.tokens, starts_SB, self.loader.seq_len, bos, separate, self.sharding)
+        tokenizer, separate = self.loader.stores[0].tokenizer, self.loader.separate_documents
+        ids = tokenizer.bos, tokenizer.vocab_size
+        return _cut(self.tokens, starts_SB, self.loader.seq_len, ids, separate, self.sharding)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
 def _cut(
-    tokens: jax.Array, starts_SB: jax.Array, seq_len: int, bos: int, separate_documents: bool, sharding: NamedSharding
+    tokens: jax.Array,
+    starts_SB: jax.Array,
+    seq_len: int,
+    ids: tuple[int, int],
+    separate_documents: bool,
+    sharding: NamedSharding,
 ) -> Batch:
     windows = tokens[starts_SB[..., None] + jnp.arange(seq_len + 1)].astype(jnp.int32)
-    batch = causal(windows, bos, separate_documents=separate_documents)
+    batch = causal(windows, *ids, separate_documents=separate_documents)
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), batch)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from gptjax.data.corpora import Split
 from gptjax.data.objectives import Batch, causal
+from gptjax.data.pairs import in_rows
 from gptjax.data.store import TokenStore, build_store, open_store
 from gptjax.errors import BadInput
 from gptjax.question import how
@@ -131,7 +132,8 @@ class Loader:
             mine = source == k
             windows[mine] = store.windows("train", window[mine] * self.seq_len, self.seq_len + 1)
         shape = len(steps), len(rows), self.seq_len + 1
-        return causal(windows.reshape(shape), self.stores[0].tokenizer.bos, separate_documents=self.separate_documents)
+        tokenizer, separate = self.stores[0].tokenizer, self.separate_documents
+        return causal(windows.reshape(shape), tokenizer.bos, tokenizer.vocab_size, separate_documents=separate)
 
     def epochs(self, steps: int) -> float:
         """Return how often the most repeated source is read in so many steps."""
@@ -155,12 +157,16 @@ def validation_batches(
         )
     sequences = min(sequences, n) // batch * batch
     starts = np.arange(sequences) * n // sequences * seq_len
-    flat = causal(store.windows(split, starts, seq_len + 1), store.tokenizer.bos, separate_documents=separate_documents)
+    windows, tokenizer = store.windows(split, starts, seq_len + 1), store.tokenizer
+    flat = causal(windows, tokenizer.bos, tokenizer.vocab_size, separate_documents=separate_documents)
     return jax.tree.map(lambda x: x.reshape(-1, batch, seq_len), flat)
 
 
-def open_stores(config: DataConfig) -> tuple[TokenStore, ...]:
-    """Open the token store of each source, tokenizing what the cache does not hold; all share the first's tokenizer."""
+def open_stores(config: DataConfig, context: int | None = None) -> tuple[TokenStore, ...]:
+    """Open the token store of each source, tokenizing what the cache does not hold; all share the first's tokenizer.
+
+    Pairs are laid out in rows of the context that is given.
+    """
     stores: list[TokenStore] = []
     spec = config.tokenizer
     for source in config.sources:
@@ -182,4 +188,4 @@ def open_stores(config: DataConfig) -> tuple[TokenStore, ...]:
                 f"{source.corpus} was tokenized otherwise than {config.sources[0].corpus}; "
                 "name the corpus instead of its store, so that it is tokenized with the first one's tokenizer"
             )
-    return tuple(stores)
+    return tuple(in_rows(store, context) if context and store.manifest.is_pairs else store for store in stores)

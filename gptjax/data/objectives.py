@@ -22,9 +22,14 @@ class Batch:
     segments: Array | None = None
 
 
-def causal(windows: Array, bos: int, *, separate_documents: bool = False) -> Batch:
-    """Predict each token from those before it; windows are (..., seq + 1), documents begin with `bos`."""
+def causal(windows: Array, bos: int, vocab_size: int, *, separate_documents: bool = False) -> Batch:
+    """Predict each token from those before it; windows are (..., seq + 1), documents begin with `bos`.
+
+    A token that is read and not predicted, as those of a prompt, stands as its id plus the tokenizer's `vocab_size`.
+    """
     xp = windows.__array_namespace__()
-    inputs, targets = windows[..., :-1], windows[..., 1:]
+    read_only = windows >= vocab_size
+    tokens = windows - vocab_size * read_only.astype(xp.int32)
+    inputs, targets = tokens[..., :-1], tokens[..., 1:]
     segments = xp.cumsum(inputs == bos, axis=-1, dtype=xp.int32) if separate_documents else None
-    return Batch(inputs, targets, xp.ones(targets.shape, xp.float32), segments)
+    return Batch(inputs, targets, (~read_only[..., 1:]).astype(xp.float32), segments)

@@ -1,7 +1,8 @@
 """Token arrays: written once, atomically, read from disk or object storage.
 
 A store is a directory: `manifest.json`, `tokenizer.model` and, per split, a zarr3 array of token ids, every document
-led by bos. It is built beside its place and moved there whole, so that a directory with a manifest is complete.
+led by bos. A token of a prompt, which is read and not predicted, stands as its id plus the tokenizer's vocab_size. A
+store is built beside its place and moved there whole, so that a directory with a manifest is complete.
 """
 
 import fcntl
@@ -10,7 +11,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import tensorstore as ts
 from tqdm import tqdm
 
-from gptjax.data.corpora import Split, documents
+from gptjax.data.corpora import Split, documents, is_pairs, pair_of
 from gptjax.data.shards import ShardFiles
 from gptjax.data.tokenizer import MODEL_FILE, Tokenizer, make_tokenizer, read_tokenizer
 from gptjax.errors import BadInput
@@ -41,16 +42,24 @@ ENCODED_BYTES = 1 << 23  # of documents tokenized at a time
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """What one split holds; tokens count bos, bytes are the documents' own."""
+    """What one split holds; tokens count bos, bytes are the documents' own, or of pairs the answers'."""
 
     documents: int
     tokens: int
     bytes: int
     sha256: str  # of the token ids, little-endian
+    predicted: int | None = None  # of pairs: tokens of answers, with the bos that ends each
 
     @property
     def bytes_per_token(self) -> float:
-        return self.bytes / self.tokens
+        """Bytes of what is predicted, by its tokens."""
+        return self.bytes / (self.tokens if self.predicted is None else self.predicted)
+
+    def to_json(self) -> dict[str, Any]:
+        row = asdict(self)
+        if self.predicted is None:
+            del row["predicted"]
+        return row
 
 
 @dataclass(frozen=True)
@@ -66,14 +75,18 @@ class Manifest:
     @property
     def digest(self) -> str:
         """Hash the content: tokens and tokenizer, whatever the corpus was called."""
-        content = [self.format, self.tokenizer_digest, [asdict(self.splits[split]) for split in SPLITS]]
+        content = [self.format, self.tokenizer_digest, [self.splits[split].to_json() for split in SPLITS]]
         return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def is_pairs(self) -> bool:
+        return self.splits["train"].predicted is not None
 
     def to_json(self) -> str:
         """Return the manifest as JSON, with the facts that follow from it."""
         row = asdict(self) | {"digest": self.digest}
         for split, facts in self.splits.items():
-            row["splits"][split]["bytes_per_token"] = facts.bytes_per_token
+            row["splits"][split] = facts.to_json() | {"bytes_per_token": facts.bytes_per_token}
         return json.dumps(row, indent=2)
 
     @classmethod
@@ -93,16 +106,19 @@ class TokenStore:
     """The tokens of a corpus, to read at random."""
 
     def __init__(
-        self, where: str, manifest: Manifest, tokenizer: Tokenizer, arrays: dict[Split, ts.TensorStore]
+        self,
+        where: str,
+        manifest: Manifest,
+        tokenizer: Tokenizer,
+        arrays: dict[Split, ts.TensorStore],
+        files: dict[Split, ShardFiles] | None = None,
     ) -> None:
         self.manifest = manifest
         self.digest = manifest.digest
         self.tokenizer = tokenizer
         self._where = where
         self._arrays = arrays
-        self._files = (
-            {} if "://" in where else {split: ShardFiles(Path(where, split), arrays[split]) for split in SPLITS}
-        )
+        self._files = files or {}  # of a local disk
         self._held: dict[Split, np.ndarray] = {}
 
     def n_tokens(self, split: Split) -> int:
@@ -179,7 +195,8 @@ def build_store(corpus: str, tokenizer_spec: str, directory: str | Path, progres
     directory = Path(directory).absolute()
     if store := _find_store(corpus, tokenizer_spec, directory):
         return store
-    tokenizer = make_tokenizer(tokenizer_spec, (d for d, split in documents(corpus) if split == "train"))
+    texts = (b"".join(pair_of(d)) if is_pairs(corpus) else d for d, split in documents(corpus) if split == "train")
+    tokenizer = make_tokenizer(tokenizer_spec, texts)
     next(documents(corpus))  # so that a bad corpus is refused before anything is written
     with _exclusive(directory.with_name(f".{directory.name}.partial")) as partial:
         if store := _find_store(corpus, tokenizer_spec, directory):  # another process built it while we waited
@@ -225,10 +242,12 @@ def open_store(directory: str | Path) -> TokenStore:
             arrays[split] = ts.open(_array_spec(f"{url}{split}/"), open=True, read=True).result()
         except ValueError as error:
             raise BadInput(f"{where} has no {split} array that can be read; {REBUILD}") from error
-        found, wanted = (arrays[split].size, arrays[split].dtype.name), (facts.tokens, _dtype(tokenizer).name)
+        dtype = _dtype(tokenizer, manifest.is_pairs)
+        found, wanted = (arrays[split].size, arrays[split].dtype.name), (facts.tokens, dtype.name)
         if found != wanted:
             raise BadInput(f"{where} {split} array is {found} and its manifest says {wanted}; {REBUILD}")
-    store = TokenStore(where, manifest, tokenizer, arrays)
+    local = {} if "://" in where else {split: ShardFiles(Path(where, split), arrays[split]) for split in SPLITS}
+    store = TokenStore(where, manifest, tokenizer, arrays, local)
     store._check_shards()
     return store
 
@@ -278,14 +297,32 @@ def _sync(path: Path) -> None:
 
 
 def _write_arrays(corpus: str, tokenizer: Tokenizer, directory: Path, progress: bool) -> dict[Split, SplitFacts]:
-    writers = {split: _Writer(directory / split, _dtype(tokenizer)) for split in SPLITS}
+    pairs = is_pairs(corpus)
+    encode = _encoded_pairs if pairs else _encoded
+    writers = {split: _Writer(directory / split, _dtype(tokenizer, pairs)) for split in SPLITS}
+    predicted = dict.fromkeys(SPLITS, 0)
     with tqdm(desc=f"tokens of {corpus}", unit="B", unit_scale=True, disable=None if progress else True) as bar:
         for batch in _batches(documents(corpus)):
-            encoded = tokenizer.encode_many([document for document, _ in batch])
-            for (document, split), ids in zip(batch, encoded, strict=True):
-                writers[split].append(np.append(np.int32(tokenizer.bos), ids), len(document))
+            texts = [document for document, _ in batch]
+            for (document, split), (tokens, n_bytes) in zip(batch, encode(texts, tokenizer), strict=True):
+                writers[split].append(tokens, n_bytes)
+                predicted[split] += int((tokens < tokenizer.vocab_size).sum()) if pairs else 0
                 bar.update(len(document))
-    return {split: writer.close() for split, writer in writers.items()}
+    return {split: replace(writers[split].close(), predicted=predicted[split] if pairs else None) for split in SPLITS}
+
+
+def _encoded(texts: list[bytes], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield the tokens of each text, led by bos, and its bytes."""
+    for text, ids in zip(texts, tokenizer.encode_many(texts), strict=True):
+        yield np.append(np.int32(tokenizer.bos), ids), len(text)
+
+
+def _encoded_pairs(documents: list[bytes], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield the tokens of each pair, led by bos, its prompt's marked as only read, and the bytes of its answer."""
+    pairs = [pair_of(document) for document in documents]
+    prompts, answers = (tokenizer.encode_many([pair[side] for pair in pairs]) for side in (0, 1))
+    for (_, text), prompt, answer in zip(pairs, prompts, answers, strict=True):
+        yield np.concatenate([[np.int32(tokenizer.bos)], prompt + tokenizer.vocab_size, answer]), len(text)
 
 
 def _batches(split_documents: Iterable[tuple[bytes, Split]]) -> Iterator[list[tuple[bytes, Split]]]:
@@ -340,9 +377,10 @@ class _Writer:
         self._content.update(tokens.data)
 
 
-def _dtype(tokenizer: Tokenizer) -> np.dtype:
+def _dtype(tokenizer: Tokenizer, pairs: bool) -> np.dtype:
     """Return the smallest type whose largest value, kept for chunks that are absent, is no token."""
-    return np.dtype(np.uint16 if tokenizer.vocab_size <= np.iinfo(np.uint16).max else np.uint32)
+    values = tokenizer.vocab_size * (2 if pairs else 1)
+    return np.dtype(np.uint16 if values <= np.iinfo(np.uint16).max else np.uint32)
 
 
 def _array_spec(url: str, dtype: np.dtype | None = None) -> dict[str, Any]:

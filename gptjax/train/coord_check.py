@@ -64,7 +64,7 @@ def coord_check(
     origin = getattr(model, field) or getattr(model, axis)
     kinds: dict[str, Json] = {"standard": {"mup_width": 0, "mup_depth": 0}, "mup": {field: origin}}
     layers = [f"layer {i}" for i in range(1, min(depths) if depths else model.n_layers)]
-    loader = make_loader(base, open_stores(base.data))
+    loader = make_loader(base, open_stores(base.data, base.model.context))
     batches = [loader(step, np.arange(base.batch)) for step in range(steps)]
     found: Json = {}
     for name in parametrizations:

@@ -24,26 +24,28 @@ class Validation:
 
     corpus: str
     batches: Batch
-    tokens_per_sequence: int
-    bytes: int
+    predicted: np.ndarray  # tokens of each sequence
+    bytes: int  # of what is predicted
 
     @classmethod
     def of(cls, store: TokenStore, config: RunConfig, programs: Programs) -> "Validation":
         e, T = config.evaluate, config.model.context
         batches = validation_batches(store, e.sequences, e.batch, T, config.data.separate_documents)
-        n_bytes = int(store.tokenizer.token_bytes[batches.targets].sum())
+        predicted = np.asarray(batches.weights, np.float64).sum(-1).ravel()
+        n_bytes = int((store.tokenizer.token_bytes[batches.targets] * batches.weights).sum(dtype=np.float64))
         placed = spread(
             lambda rows: jax.tree.map(lambda x: x[:, rows], batches), batches.inputs.shape, programs.batches
         )
-        return cls(store.manifest.corpus, placed, T, n_bytes)
+        return cls(store.manifest.corpus, placed, predicted, n_bytes)
 
     def read(self, nats: jax.Array) -> dict[str, float]:
-        """Return nats per token with its standard error over sequences, and bits per byte."""
+        """Return nats per predicted token with its standard error over sequences, and bits per byte."""
         sums = np.asarray(nats, np.float64).ravel()
-        means = sums / self.tokens_per_sequence
-        se = means.std(ddof=1) / math.sqrt(len(means)) if len(means) > 1 else math.nan
+        loss = sums.sum() / self.predicted.sum()
+        off = (sums - loss * self.predicted) / self.predicted.mean()  # of a ratio (Cochran 1977, Eq. 2.46)
+        se = off.std(ddof=1) / math.sqrt(len(off)) if len(off) > 1 else math.nan
         bits = sums.sum() / self.bytes / math.log(2)
-        return {"loss": float(means.mean()), "loss_se": float(se), "bits_per_byte": float(bits)}
+        return {"loss": float(loss), "loss_se": float(se), "bits_per_byte": float(bits)}
 
 
 @dataclass(frozen=True)
