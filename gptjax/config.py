@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 from cattrs.preconf.json import make_converter
@@ -15,9 +15,10 @@ from gptjax.data.loader import DataConfig
 from gptjax.errors import BadInput
 from gptjax.files import read_json
 from gptjax.models.gpt import GPTConfig
-from gptjax.question import how
+from gptjax.question import check_choices, gained, how
 from gptjax.sharding import MeshConfig, Rules
 from gptjax.train.optim import OptimConfig
+from gptjax.train.tune import TuneConfig
 
 T = TypeVar("T")
 
@@ -58,14 +59,22 @@ class SaveConfig:
 
 @dataclass(frozen=True)
 class InitFrom:
-    """Begin with the whole state of another run at a step: its directory is a sibling of this run's.
+    """Begin with what another run has got: its whole state, to go on at that step, or its weights, to begin anew.
 
-    `run` is a place; `trajectory` says what the state is: the fingerprint of that run but for its length.
+    `run` is a place: a path from the directory that this run's lies in, or an absolute one. `trajectory` says what is
+    there. Of a state it is the fingerprint of that run but for its length. For weights, which may be a folder of
+    weights too, it is filled in when the run begins (train/origin.py), and a step of 0 is the newest.
     """
 
     run: str = field(metadata={"how": True})
-    step: int
+    step: int = 0
     trajectory: str = ""
+    what: Literal["state", "weights"] = gained("state")
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if self.step < 0:
+            raise BadInput(f"init_from.step {self.step} must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,7 @@ class RunConfig:
     seed: int = 0
     z_loss: float = 0.0  # weight of log^2 Z (PaLM, section 5)
     init_from: InitFrom | None = None
+    tune: TuneConfig = gained(TuneConfig())
     evaluate: EvalConfig = EvalConfig()
     save: SaveConfig = how(SaveConfig())
     accumulate: int = how(1)  # parts in which a batch is taken
@@ -97,8 +107,8 @@ class RunConfig:
             raise BadInput(f"batch {self.batch} is not divisible by accumulate = {self.accumulate}; use a divisor")
         if self.optim.schedule != "constant" and self.optim.warmup >= self.steps:
             raise BadInput(f"optim.warmup {self.optim.warmup} must be below steps = {self.steps}")
-        if self.init_from and not self.init_from.step < self.steps:
-            raise BadInput(f"init_from.step {self.init_from.step} must be below steps = {self.steps}")
+        if not self.first_step < self.steps:
+            raise BadInput(f"init_from.step {self.first_step} must be below steps = {self.steps}")
         if self.save.keep_best and (self.evaluate.every < 1 or self.save.every % self.evaluate.every):
             raise BadInput(
                 f"save.keep_best = {self.save.keep_best} needs a validation loss at every save: save.every = "
@@ -111,6 +121,11 @@ class RunConfig:
     @property
     def tokens_per_step(self) -> int:
         return self.batch * self.model.context
+
+    @property
+    def first_step(self) -> int:
+        """The step that it begins at: a branch's is its trunk's."""
+        return self.init_from.step if self.init_from and self.init_from.what == "state" else 0
 
 
 _converter = make_converter(forbid_extra_keys=True)

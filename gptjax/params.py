@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 Axes = tuple[str, ...]
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
@@ -19,11 +20,15 @@ Params = dict[str, Any]
 
 @dataclass(frozen=True)
 class Model:
-    """A module as pure functions: `apply(params, *inputs, method=...)`, `init(key) -> params`, and axis names."""
+    """A module as pure functions: `apply(params, *inputs, method=...)`, `init(key) -> params`, and axis names.
+
+    `trained` are the axis names of those weights alone that training moves (train/tune.py).
+    """
 
     apply: Callable[..., Any]
     init: Callable[[jax.Array], Params]
     axes: Params
+    trained: Params
 
 
 def normal(std: float) -> Init:
@@ -61,7 +66,7 @@ def layer_of(layers: nnx.Module, method: str = "__call__") -> tuple[Callable[...
 def build(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     """Turn a module's constructor into pure functions, without allocating its weights."""
     graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
-    axes = jax.tree.map(lambda v: v.axes, state, is_leaf=_is_variable)
+    axes = nnx.to_pure_dict(jax.tree.map(lambda v: v.axes, state, is_leaf=_is_variable))
 
     def apply(params: Params, *inputs: Any, method: str = "__call__") -> Any:
         return getattr(nnx.merge(graph, nnx.State(params)), method)(*inputs)
@@ -69,9 +74,31 @@ def build(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
     def init(key: jax.Array) -> Params:
         return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key))))
 
-    return Model(apply, init, nnx.to_pure_dict(axes))
+    return Model(apply, init, axes, axes)
 
 
 def map_axes(f: Callable[..., Any], axes: Params, *trees: Params) -> Params:
     """Apply f(axes, *leaves) to each weight."""
     return jax.tree.map(f, axes, *trees, is_leaf=lambda a: isinstance(a, tuple))
+
+
+def named(params: Params) -> dict[str, Any]:
+    """Return weights by the names of their path joined with dots."""
+    return flatten_dict(params, sep=".")
+
+
+def nested(weights: dict[str, Any]) -> Params:
+    """Return as nested dicts what `named` has named."""
+    return unflatten_dict(weights, sep=".")
+
+
+def divide(params: Params, some: Params) -> tuple[Params, Params]:
+    """Divide a tree of weights into those that the tree `some` has, and the rest."""
+    weights, names = named(params), named(some).keys()
+    inside = {name: weight for name, weight in weights.items() if name in names}
+    return nested(inside), nested({name: weight for name, weight in weights.items() if name not in names})
+
+
+def join(one: Params, other: Params) -> Params:
+    """Put together what `divide` has parted; where both have a weight, it is the other's."""
+    return nested(named(one) | named(other))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import field, fields, is_dataclass
+from dataclasses import Field, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from gptjax.errors import BadInput
@@ -13,6 +13,11 @@ T = TypeVar("T")
 def how(default: T) -> T:
     """Declare a dataclass field that changes speed, place or reporting of a run, and not what it asks."""
     return field(default=default, metadata={"how": True})
+
+
+def gained(default: T) -> T:
+    """Declare a field that configs have gained: at its default they ask what they asked before, by fingerprint too."""
+    return field(default=default, metadata={"gained": True})
 
 
 def check_choices(config: Any) -> None:
@@ -26,10 +31,14 @@ def check_choices(config: Any) -> None:
 def question(config: Any) -> Any:
     """Return the JSON of a config without its `how` fields."""
     if is_dataclass(config):
-        return {f.name: question(getattr(config, f.name)) for f in fields(config) if not f.metadata.get("how")}
+        return {f.name: question(getattr(config, f.name)) for f in fields(config) if _is_asked(config, f)}
     if isinstance(config, tuple):
         return [question(item) for item in config]
     return float(config) if type(config) is int else config  # 1 and 1.0 ask the same
+
+
+def _is_asked(config: Any, f: Field[Any]) -> bool:
+    return not (f.metadata.get("how") or (f.metadata.get("gained") and getattr(config, f.name) == f.default))
 
 
 def fingerprint(config: Any) -> str:

@@ -52,6 +52,7 @@ class Rules:
     head: Split = None
     mlp: Split = "tensor"
     vocab: Split = ("tensor", "pipeline")  # else every stage would compute the whole head
+    lora: Split = None  # the rank of adapters (train/tune.py)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parents[1] / "gptjax"
 LEVELS = [
     ["errors", "storage", "files", "hosts", "leases", "question", "params", "sharding", "devices", "allocator"],
     ["models", "data"],
-    ["train.optim", "train.mup", "train.state", "train.loss", "train.step", "laws.forms", "laws.table"],
+    ["train.optim", "train.mup", "train.tune", "train.state", "train.loss", "train.step", "laws.forms", "laws.table"],
     [
         "config",
         "train.checkpoint",
@@ -23,6 +23,7 @@ LEVELS = [
         "eval",
         "train.loop",
         "train.weights",
+        "train.origin",
         "train.export",
         "train.checks",
         "train.coord_check",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def add(verb: Verb) -> None:
     data = verb("data", run_data, "tokenize a corpus into a token store")
-    data.add_argument("corpus", help="python, markov[:OPTIONS], hf:NAME, or text, jsonl or parquet files")
+    data.add_argument("corpus", help="python, markov[:OPTIONS], hf:NAME, pairs:JSONL, or text, jsonl or parquet files")
     data.add_argument("--out", required=True, type=Path, metavar="DIR")
     data.add_argument("--tokenizer", default="sentencepiece:512", help="bytes, or sentencepiece:VOCABULARY")
 

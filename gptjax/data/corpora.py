@@ -168,8 +168,8 @@ def _find_files(name: str) -> list[Path]:
         found = [root] if root.is_file() else [Path(path) for path in glob.iglob(name, recursive=True)]
     files = sorted(path for path in found if path.name.endswith(FILE_SUFFIXES) and path.is_file())
     if not files:
-        raise BadInput(f"corpus {name!r} names no readable file; give python, markov, hf:NAME, or a file, directory or "
-                       f"glob of {' '.join(FILE_SUFFIXES)}")  # fmt: skip
+        raise BadInput(f"corpus {name!r} names no readable file; give python, markov, hf:NAME, pairs:FILES, or a file, "
+                       f"directory or glob of {' '.join(FILE_SUFFIXES)}")  # fmt: skip
     return files
 
 

@@ -71,12 +71,11 @@ def compiled_here(config: RunConfig, topology: Topology) -> Compiled:
     import jax
 
     from gptjax.sharding import Layout, make_mesh
-    from gptjax.train.optim import without_schedule
-    from gptjax.train.step import make_programs
+    from gptjax.train.loop import programs_of
 
     devices = topology.devices()
     layout = Layout(make_mesh(config.mesh, devices), config.rules)
-    programs = make_programs(config.model, without_schedule(config.optim), layout, config.z_loss, config.accumulate)
+    programs = programs_of(config, layout)
     shapes = programs.example(1, config.batch, config.model.context, segments=config.data.separate_documents)
     begun = time.perf_counter()
     try:

@@ -12,10 +12,12 @@ from jax.sharding import AbstractMesh
 from gptjax.config import RunConfig
 from gptjax.errors import BadInput
 from gptjax.models.gpt import GPTConfig, gpt
+from gptjax.params import divide
 from gptjax.sharding import Layout, MeshConfig, Rules, mesh_sizes
 from gptjax.train.loss import LOGITS_BYTES
 from gptjax.train.optim import OptimConfig, make_optimizer, without_schedule
 from gptjax.train.state import TrainState, abstract_state
+from gptjax.train.tune import TuneConfig, tuned
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,15 @@ def footprint(config: RunConfig, chips: int, platform: str = "") -> Footprint:
     sizes = mesh_sizes(config.mesh, chips)
     layout = Layout(AbstractMesh(tuple(sizes.values()), tuple(sizes)), config.rules)  # type: ignore[arg-type]
     check_batch(config, layout)
-    state = _state(replace(config.model, remat="none", microbatches=0), without_schedule(config.optim), config.rules)
-    layout.params(gpt(config.model).axes, state.params)  # refuses what does not divide
+    plain = replace(config.model, remat="none", microbatches=0)
+    state = _state(plain, without_schedule(config.optim), config.rules, config.tune)
+    model = tuned(gpt(config.model), config.tune)
+    layout.params(model.axes, state.params)  # refuses what does not divide
     tokens = config.tokens_per_step // layout.parts(layout.rules.batch) // layout.parts(layout.rules.seq)
     weights = _on_a_chip(state.params, sizes)
-    return Footprint(weights, _on_a_chip(state.opt, sizes), weights, 12 * tokens, _activations(config, sizes, platform))
+    moments, activations = _on_a_chip(state.opt, sizes), _activations(config, sizes, platform)
+    moved = state.params if config.tune.lora_rank else divide(state.params, model.trained)[0]  # A B is made, as its W
+    return Footprint(weights, moments, _on_a_chip(moved, sizes), 12 * tokens, activations)
 
 
 def check_batch(config: RunConfig, layout: Layout) -> None:
@@ -93,12 +99,12 @@ def _activations(config: RunConfig, sizes: Mapping[str, int], platform: str) -> 
 
 
 @lru_cache(maxsize=64)
-def _state(model: GPTConfig, optim: OptimConfig, rules: Rules) -> TrainState:
+def _state(model: GPTConfig, optim: OptimConfig, rules: Rules, tune: TuneConfig) -> TrainState:
     """Return the state as shapes whose shardings name mesh axes; how long those are is not yet said."""
     sizes = mesh_sizes(MeshConfig(), 1)
     layout = Layout(AbstractMesh(tuple(sizes.values()), tuple(sizes)), rules)  # type: ignore[arg-type]
-    built = gpt(model)
-    return abstract_state(built, make_optimizer(optim, built.axes, model), layout)
+    built = tuned(gpt(model), tune)
+    return abstract_state(built, make_optimizer(optim, built.trained, model), layout)
 
 
 def _on_a_chip(tree: Any, sizes: Mapping[str, int]) -> int:

@@ -146,7 +146,7 @@ def work(
 def shape(config: RunConfig) -> Hashable:
     """What runs have in common that one compiled call may train: all but seed, schedule, horizon and beginning."""
     ways = (config.accumulate, config.steps_per_call, config.mesh, config.rules)
-    return config.model, without_schedule(config.optim), config.z_loss, config.batch, config.data, *ways
+    return config.model, config.tune, without_schedule(config.optim), config.z_loss, config.batch, config.data, *ways
 
 
 def finish(
@@ -155,8 +155,9 @@ def finish(
     """Train a run and write its row; the first process of the job holds its lease."""
     c = run.config
     facts = {"run": run.name, "role": run.role, "size": run.size, "budget": run.budget, "fingerprint": fingerprint(c)}
-    if c.init_from and damage(directory / "runs" / c.init_from.run / "checkpoints", c.init_from.step):
-        agree(partial(give_up, c.init_from.run, facts, ledger))
+    branch = c.init_from if c.first_step else None
+    if branch and damage(directory / "runs" / branch.run / "checkpoints", branch.step):
+        agree(partial(give_up, branch.run, facts, ledger))
         return
     with suppress(Lost):
         result = yield from training(c, directory / "runs" / run.name, terminated, position=position, lease=lease)

@@ -31,6 +31,7 @@ from gptjax.sweep.execute import Executor
 from gptjax.sweep.ledger import Ledger, Row
 from gptjax.sweep.plan import Plan, PlannedRun, SweepConfig, holdout_run, make_plan, short
 from gptjax.train.metrics import read_metrics
+from gptjax.train.origin import identified
 
 
 def run_sweep(sweep: SweepConfig, directory: Path, execute: Executor) -> Path:
@@ -39,6 +40,7 @@ def run_sweep(sweep: SweepConfig, directory: Path, execute: Executor) -> Path:
     Where several processes are one job, all train and the first does everything else.
     """
     began = time.perf_counter()
+    sweep = replace(sweep, base=identified(sweep.base, directory / "runs" / "RUN"))
     plan = make_plan(sweep)
     execute(plan, directory)
     agree(partial(write_tables, plan, directory))

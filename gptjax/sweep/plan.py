@@ -308,7 +308,7 @@ def _planned(
     parent: str | None = None,
 ) -> PlannedRun:
     tokens = config.steps * config.tokens_per_step
-    own = config.steps - (config.init_from.step if config.init_from else 0)
+    own = config.steps - config.first_step
     per_token = _flops_per_token(sweep, size)
     paid = own * config.tokens_per_step * per_token
     return PlannedRun(
@@ -335,7 +335,7 @@ def describe(sweep: SweepConfig, workers: int) -> str:
     table = [COLUMNS]
     for run in plan.runs:
         c = run.config
-        own = f"{c.steps - c.init_from.step}/{c.steps}" if c.init_from else f"{c.steps}"
+        own = f"{c.steps - c.first_step}/{c.steps}" if c.first_step else f"{c.steps}"
         off = f"{run.flops / run.budget - 1:+.1%}" if run.role == "cell" else ""
         sizes = (run.name, f"{run.params:,}", f"{run.tokens:,}", f"{run.tokens / run.params:.1f}")
         table.append((*sizes, own, f"{c.batch}", f"{c.optim.lr:.2e}", short(run.flops_paid), off, f"{run.seconds:.0f}"))

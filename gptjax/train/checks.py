@@ -18,8 +18,9 @@ from gptjax.leases import Lease, hold
 from gptjax.models.gpt import gpt
 from gptjax.question import fingerprint
 from gptjax.sharding import Layout
-from gptjax.train.checkpoint import damage
+from gptjax.train.origin import check_origin
 from gptjax.train.result import data_digest, device_name
+from gptjax.train.tune import tuned
 
 
 def check_shapes(config: RunConfig, layout: Layout) -> None:
@@ -37,7 +38,7 @@ def check_shapes(config: RunConfig, layout: Layout) -> None:
         if rows % parts:
             near = -(-rows // parts) * parts
             raise BadInput(f"{name} of {rows} sequences is not divisible by {what}; use {near}")
-    weights = gpt(model)
+    weights = tuned(gpt(model), config.tune)
     layout.params(weights.axes, jax.eval_shape(weights.init, jax.random.key(0)))
     for axis in ("seq", "stream", "keys"):
         if (T := model.context) % (parts := layout.parts(getattr(rules, axis))):
@@ -51,16 +52,14 @@ def check_shapes(config: RunConfig, layout: Layout) -> None:
 
 
 def check_origins(config: RunConfig, directory: Path, stores: tuple[TokenStore, ...]) -> None:
-    """Refuse a tokenizer larger than the model, and a checkpoint to begin with that is not there."""
+    """Refuse a tokenizer larger than the model, and weights to begin with that are not there or are another model's."""
     vocab = stores[0].tokenizer.vocab_size
     if vocab > config.model.vocab_size:
         raise BadInput(
             f"model.vocab_size {config.model.vocab_size} is below the tokenizer's {vocab}; set it to {vocab}"
         )
     if config.init_from and not hosts.agree(lambda: (directory / "checkpoints").is_dir()):
-        origin = directory.parent / config.init_from.run / "checkpoints"
-        if wrong := damage(origin, config.init_from.step):
-            raise BadInput(f"init_from: checkpoint {origin / str(config.init_from.step)} {wrong}; train that run first")
+        check_origin(config, directory, stores[0].tokenizer)
 
 
 @contextmanager

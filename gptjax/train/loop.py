@@ -30,6 +30,7 @@ from gptjax.train.checkpoint import Checkpoints, restore
 from gptjax.train.checks import check_origins, check_shapes, claim
 from gptjax.train.metrics import Diverged, Log, MetricsWriter
 from gptjax.train.optim import learning_rates, without_schedule
+from gptjax.train.origin import identified, place_of, read_weights
 from gptjax.train.pack import Call, Run, advance
 from gptjax.train.profile import traced
 from gptjax.train.result import Result, data_digest, read_result, summarize
@@ -68,6 +69,7 @@ def training(
     `preempted` is what `catch_sigterm` gave; `position` is the line of the progress bar; `lease` is that of the
     directory, if the caller has taken it.
     """
+    config = identified(config, directory)
     if finished := hosts.agree(lambda: plain(read_result(directory, config))):
         return from_json(Result, finished)
     with ExitStack() as stack:
@@ -75,7 +77,7 @@ def training(
         if layout.platform == "cpu":
             keep_freed_memory()
         check_shapes(config, layout)
-        stores = open_stores(config.data)
+        stores = open_stores(config.data, config.model.context)
         alike = replace(config, trackers=(), data=replace(config.data, cache=""))  # in all that they compute together
         hosts.check_same([to_json(alike), data_digest(stores), jax.__version__], "config, data or jax")
         check_origins(config, directory, stores)
@@ -126,7 +128,8 @@ def training(
 
 
 def programs_of(config: RunConfig, layout: Layout) -> Programs:
-    return make_programs(config.model, without_schedule(config.optim), layout, config.z_loss, config.accumulate)
+    optim = without_schedule(config.optim)
+    return make_programs(config.model, optim, layout, config.z_loss, config.accumulate, config.tune)
 
 
 def compile_ahead(config: RunConfig) -> None:
@@ -145,7 +148,7 @@ def compile_ahead(config: RunConfig) -> None:
         _, windows, _ = programs.example(e.sequences // e.batch, e.batch, T, segments=segments)
         programs.train.lower(state, batch, rates).compile()  # type: ignore[attr-defined]
         programs.evaluate.lower(state.params, windows).compile()  # type: ignore[attr-defined]
-        if config.init_from is None:
+        if config.first_step == 0:
             programs.init.lower(jax.random.key(config.seed)).compile()  # type: ignore[attr-defined]
 
 
@@ -163,13 +166,19 @@ def cut(config: RunConfig, first: int) -> list[range]:
 
 
 def start(config: RunConfig, directory: Path, checkpoints: Checkpoints, programs: Programs) -> tuple[TrainState, int]:
-    """Return the state to go on from and its step: our newest checkpoint, another run's, or new weights."""
+    """Return the state to go on from and its step: our newest checkpoint, another run's, or a new one.
+
+    A new state has new weights, or those of an origin, and adapters that change nothing yet.
+    """
     if found := checkpoints.restore(programs.abstract):
         return found
-    if config.init_from is None:
-        return programs.init(jax.random.key(config.seed)), 0
-    origin, step = directory.parent / config.init_from.run / "checkpoints", config.init_from.step
-    return restore(origin, step, programs.abstract), step
+    if config.init_from and config.init_from.what == "state":
+        step = config.init_from.step
+        return restore(place_of(config.init_from, directory) / "checkpoints", step, programs.abstract), step
+    state = programs.init(jax.random.key(config.seed))
+    if config.init_from:
+        state = replace(state, params=read_weights(config, directory, state.params))
+    return state, 0
 
 
 def make_loader(config: RunConfig, stores: tuple[TokenStore, ...]) -> Loader:

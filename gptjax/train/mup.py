@@ -25,7 +25,7 @@ class Factors:
 
 def is_hidden(axes: Axes) -> bool:
     """Say whether a weight is a matrix of a layer: both of its sides widen with the model."""
-    return axes[0] == "layers" and "embed" in axes and len(axes) > 2
+    return axes[0] == "layers" and "embed" in axes and "lora" not in axes and len(axes) > 2
 
 
 def factors(axes: Axes, config: GPTConfig, optimizer: str = "adamw") -> Factors:
@@ -41,7 +41,7 @@ def factors(axes: Axes, config: GPTConfig, optimizer: str = "adamw") -> Factors:
     m, m_L, alpha = config.width_ratio, config.depth_ratio, config.depth_alpha
     if axes[0] != "layers":  # embeddings, positions, head, final norm
         return Factors(eps=1 / m)
-    width = 1.0
+    width = 1 / m if axes[-1] == "lora" else 1.0  # of LoRA's A 1/m, of its B 1 (LoRA+, Hayou et al. 2024, Theorem 1)
     if is_hidden(axes):
         width = m**-0.5 if optimizer == "muon" else 1 / m
     return Factors(rate=width * m_L ** (alpha - 1), eps=m_L**-alpha / m, decay=1 / width)

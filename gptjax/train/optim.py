@@ -84,9 +84,9 @@ def without_schedule(config: OptimConfig) -> OptimConfig:
 
 
 def decays(axes: Axes) -> bool:
-    """Say whether a weight decays: matrices that read or write the embedding do, norms and biases do not."""
+    """Say whether a weight decays: matrices that read or write the embedding, and adapters; not norms and biases."""
     inner = [axis for axis in axes if axis != "layers"]
-    return "embed" in inner and len(inner) > 1
+    return len(inner) > 1 and ("embed" in inner or "lora" in inner)
 
 
 def _muon_matrix(axes: Axes) -> MuonDimensionNumbers | None:

@@ -88,7 +88,7 @@ def summarize(
         params=asdict(count(config.model)),
         flops_per_token=flops_per_token(config.model, config.model.context),
         tokens=step * config.tokens_per_step,
-        tokens_paid=(step - (config.init_from.step if config.init_from else 0)) * config.tokens_per_step,
+        tokens_paid=(step - config.first_step) * config.tokens_per_step,
         steps=step,
         epochs=epochs,
         loss=None if reason else float(share @ each("loss")),

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gptjax.params import Model, Params
+from gptjax.params import Model, Params, divide
 from gptjax.sharding import Layout
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """The step reached, the weights, and the optimizer's moments."""
+    """The step reached, the weights, and the optimizer's moments of those that are trained."""
 
     step: jax.Array
     params: Params
@@ -23,7 +23,7 @@ class TrainState:
 
 def new_state(key: jax.Array, model: Model, optimizer: optax.GradientTransformation) -> TrainState:
     params = model.init(key)
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(divide(params, model.trained)[0]))
 
 
 def abstract_state(model: Model, optimizer: optax.GradientTransformation, layout: Layout) -> TrainState:
@@ -38,10 +38,13 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation, layout
     def everywhere(s: jax.ShapeDtypeStruct) -> Any:
         return jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=layout.replicated)
 
-    def like_its_weight(s: jax.ShapeDtypeStruct, weight: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        if s.shape != weight.shape:  # Adafactor's row and column sums
+    weights = dict(jax.tree.leaves_with_path(placed))
+
+    def like_its_weight(path: tuple[Any, ...], s: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        """Place what stands at the path of a weight, at the end of its own, and has its shape."""
+        weight = next((weights[path[i:]] for i in range(len(path)) if path[i:] in weights), None)
+        if weight is None or s.shape != weight.shape:  # counts; Adafactor's row and column sums
             return everywhere(s)
         return jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=weight.sharding)
 
-    opt = optax.tree_map_params(optimizer, like_its_weight, shapes.opt, placed, transform_non_params=everywhere)
-    return TrainState(everywhere(shapes.step), placed, opt)
+    return TrainState(everywhere(shapes.step), placed, jax.tree.map_with_path(like_its_weight, shapes.opt))

@@ -17,11 +17,12 @@ from jax.typing import ArrayLike
 from gptjax.data.objectives import Batch
 from gptjax.hosts import meet_when_compiled
 from gptjax.models.gpt import GPTConfig, gpt
-from gptjax.params import Params
+from gptjax.params import Params, divide, join
 from gptjax.sharding import Layout, use
 from gptjax.train.loss import Apply, summed_loss, token_nats
 from gptjax.train.optim import OptimConfig, make_optimizer
 from gptjax.train.state import TrainState, abstract_state, new_state
+from gptjax.train.tune import EVERYTHING, TuneConfig, tuned
 
 Metrics = dict[str, jax.Array]
 
@@ -35,28 +36,33 @@ def train_step(
     optimizer: optax.GradientTransformation,
     z_loss: float = 0.0,
     accumulate: int = 1,
+    trained: Params | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """Take one step on the mean loss of the batch, whose rows may be taken in `accumulate` parts."""
-    tokens = jnp.sum(batch.weights)
+    """Take one step on the mean loss of the batch, whose rows may be taken in `accumulate` parts.
 
-    def mean_loss(params: Params, part: Batch) -> tuple[jax.Array, jax.Array]:
-        objective, nats = summed_loss(params, part, apply, z_loss)
+    Only weights that the tree `trained` has are moved; None moves all.
+    """
+    tokens = jnp.sum(batch.weights)
+    moved, held = divide(state.params, state.params if trained is None else trained)
+
+    def mean_loss(moved: Params, part: Batch) -> tuple[jax.Array, jax.Array]:
+        objective, nats = summed_loss(join(moved, held), part, apply, z_loss)
         return objective / tokens, nats / tokens
 
     def add(total: Any, part: Batch) -> tuple[Any, None]:
-        (_, loss), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params, part)
+        (_, loss), grads = jax.value_and_grad(mean_loss, has_aux=True)(moved, part)
         return jax.tree.map(jnp.add, total, (loss, grads)), None
 
     if accumulate == 1:
-        (_, loss), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params, batch)
+        (_, loss), grads = jax.value_and_grad(mean_loss, has_aux=True)(moved, batch)
     else:  # every part takes rows from everywhere, so a batch split over devices stays split
         parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
-        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+        zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, moved))
         (loss, grads), _ = jax.lax.scan(add, zero, parts)
     with jax.named_scope("optimizer"):
-        updates, opt = optimizer.update(grads, state.opt, state.params)
-        params = jax.tree.map(lambda p, u: p + lr * u, state.params, updates)
-    return TrainState(state.step + 1, params, opt), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
+        updates, opt = optimizer.update(grads, state.opt, moved)
+        moved = jax.tree.map(lambda p, u: p + lr * u, moved, updates)
+    return TrainState(state.step + 1, join(moved, held), opt), {"loss": loss, "grad_norm": optax.tree.norm(grads)}
 
 
 def train_steps(state: TrainState, batches: Batch, lrs_S: jax.Array, **settings: Any) -> tuple[TrainState, Metrics]:
@@ -96,10 +102,17 @@ class Programs:
 
 
 @lru_cache(maxsize=32)
-def make_programs(config: GPTConfig, optim: OptimConfig, layout: Layout, z_loss: float, accumulate: int) -> Programs:
+def make_programs(
+    config: GPTConfig,
+    optim: OptimConfig,
+    layout: Layout,
+    z_loss: float,
+    accumulate: int,
+    tune: TuneConfig = EVERYTHING,
+) -> Programs:
     """Jit init, training and evaluation over a layout; runs that differ only in schedule or horizon share them."""
-    model = gpt(config)
-    optimizer = make_optimizer(optim, model.axes, config)
+    model = tuned(gpt(config), tune)
+    optimizer = make_optimizer(optim, model.trained, config)
     abstract = abstract_state(model, optimizer, layout)
     state = jax.tree.map(lambda s: s.sharding, abstract)
     trained = (state, layout.replicated)
@@ -112,7 +125,7 @@ def make_programs(config: GPTConfig, optim: OptimConfig, layout: Layout, z_loss:
     def train(state: TrainState, batch: Batch, lrs: jax.Array) -> tuple[TrainState, Metrics]:
         with use(layout):
             settings = {"apply": model.apply, "optimizer": optimizer, "z_loss": z_loss, "accumulate": accumulate}
-            return train_steps(state, batch, lrs, **settings)
+            return train_steps(state, batch, lrs, **settings, trained=model.trained)
 
     def evaluate(params: Params, batch: Batch) -> jax.Array:
         with use(layout):

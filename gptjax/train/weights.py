@@ -22,6 +22,7 @@ from gptjax.models.gpt import GPTConfig, gpt
 from gptjax.params import Params
 from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh
 from gptjax.train.checkpoint import Unreadable, altered, damage, newest_intact, open_arrays, read_tree
+from gptjax.train.tune import merged_arrays
 
 MARK = "weights.json"  # in a folder of weights alone
 PARAMS = "params."
@@ -39,14 +40,15 @@ class SavedModel:
 
     @cached_property
     def arrays(self) -> dict[str, ts.TensorStore]:
-        """The weights, by the names of their path joined with dots."""
+        """The weights, by the names of their path joined with dots; adapters are merged as they are read."""
         try:
             if self.run is None:
                 return open_arrays(self.directory / "params")
             whole = open_arrays(self.directory / "checkpoints" / str(self.step) / "default")
         except Unreadable as error:
             raise BadInput(f"{self.directory} {error}; write it again") from error
-        return {name.removeprefix(PARAMS): array for name, array in whole.items() if name.startswith(PARAMS)}
+        params = {name.removeprefix(PARAMS): array for name, array in whole.items() if name.startswith(PARAMS)}
+        return merged_arrays(params, self.run.tune)
 
     @property
     def has_tokenizer(self) -> bool:
