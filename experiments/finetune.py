@@ -9,7 +9,7 @@
     gptjax train experiments/finetune.py:untuned --dir runs/names-untuned
 
 Devices: a CPU, a minute each. Expected: the loss on answers falls far below the base's 4.8 nats a token; training all
-weights (131k) does best, adapters (9k) and attention alone (33k) come near, and new weights on the same pairs stay behind.
+weights (131k) does best, adapters (9k) and attention alone (33k) come near, and new weights stay behind.
 """
 
 import ast
