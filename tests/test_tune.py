@@ -6,6 +6,7 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from gptjax.train.export import export
 from gptjax.train.loop import Preempted, make_loader, programs_of, train
 from gptjax.train.mup import factors
 from gptjax.train.optim import OptimConfig, decays
+from gptjax.train.origin import check_origin, identified
 from gptjax.train.result import Result
 from gptjax.train.step import Programs
 from gptjax.train.tune import EVERYTHING, TuneConfig, merged, merged_arrays, tuned
@@ -317,7 +319,7 @@ def test_a_tuned_run_is_tuned_again(config, base, tmp_path):
 
 
 def test_a_context_of_its_own(config, base, tmp_path):
-    longer = begin(config, base[0], tmp_path / "longer", model=replace(MODEL, context=64, rope_theta=5e4))
+    longer = begin(config, base[0], tmp_path / "longer", model=replace(MODEL, context=36, rope_theta=5e4))
     np.testing.assert_array_equal(longer["embedding"], weights(base[0], 4)["embedding"])
     learned = replace(config, model=replace(MODEL, positions="learned"))
     train(learned, tmp_path / "learned")
@@ -345,7 +347,7 @@ def test_the_fingerprint_tells_the_weights_and_not_the_place(config, base, tmp_p
 
 def test_resumed_is_uninterrupted_bit_for_bit_also_without_the_origin(config, base, tmp_path, monkeypatch):
     shutil.copytree(base[0], tmp_path / "base")
-    run = replace(tuning(config, base[0], LORA), init_from=InitFrom("base", what="weights"))
+    run = replace(tuning(config, base[0], LORA, steps_per_call=1), init_from=InitFrom("base", what="weights"))
     train(run, tmp_path / "whole")
     save = Checkpoints.save
 
@@ -371,7 +373,6 @@ def test_what_cannot_be_begun_with_is_refused_in_a_line(config, base, tmp_path):
     directory, _ = base
     run = tuning(config, directory)
     (tmp_path / "empty").mkdir()
-    other = replace(config.data, tokenizer="sentencepiece:257")
     bad = {
         "neither a run nor": replace(run, init_from=InitFrom("empty", what="weights")),
         "has no seal": replace(run, init_from=InitFrom(str(directory), 3, what="weights")),
@@ -380,7 +381,6 @@ def test_what_cannot_be_begun_with_is_refused_in_a_line(config, base, tmp_path):
         r"layers.mlp.gate.kernel is absent.*of shape": replace(run, model=replace(MODEL, gated=False)),
         "model.activation is 'gelu'": replace(run, model=replace(MODEL, activation="gelu")),
         "model.rope_theta": replace(run, model=replace(MODEL, rope_theta=5e5)),
-        "another tokenizer; set data.tokenizer": replace(run, data=other),
         "'nothing' names none of embedding, ": replace(run, tune=TuneConfig(frozen=("nothing",))),
         "'head' names none of layers.attention": replace(run, tune=replace(LORA, lora_targets=("head",))),
         "leaves nothing to train": replace(run, tune=TuneConfig(frozen=("*",))),
@@ -389,6 +389,8 @@ def test_what_cannot_be_begun_with_is_refused_in_a_line(config, base, tmp_path):
         with pytest.raises(BadInput, match=words) as error:
             train(wrong, tmp_path / "run")
         assert "\n" not in str(error.value) and not (tmp_path / "run").exists(), words
+    with pytest.raises(BadInput, match=r"another tokenizer; set data\.tokenizer to"):
+        check_origin(identified(run, tmp_path / "run"), tmp_path / "run", SimpleNamespace(digest="other"))
     for settings, words in (({"lora_rank": -1}, "lora_rank -1"), ({"lora_rank": 1, "frozen": ("a",)}, "leave it out")):
         with pytest.raises(BadInput, match=words):
             TuneConfig(**settings)
