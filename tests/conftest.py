@@ -11,12 +11,20 @@ os.environ["PJRT_NPROC"] = str(4 * DEVICES)  # fewer threads than devices can de
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".cache" / "tests")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of machine code: they take longer than tests run it
 
 
 @pytest.fixture(scope="module", autouse=True)
-def forget_programs():
-    """Free the programs of a file of tests when it is done; they add up to gigabytes."""
-    yield
+def programs(request):
+    """Optimize the programs of a file that says OPTIMIZED, its processes' too; and free them when the file is done.
+
+    Training's do so for their bits, the laws' fits because they run longer than they compile. Together, the programs
+    of all files would take gigabytes.
+    """
     import jax
 
+    optimized = getattr(request.module, "OPTIMIZED", False)
+    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = str(int(not optimized))
+    jax.config.update("jax_disable_most_optimizations", not optimized)
+    yield
     jax.clear_caches()

@@ -19,6 +19,7 @@ from gptjax.laws.simulate import ladder, losses, simulate
 from gptjax.laws.table import Runs, read_runs
 from gptjax.laws.uncertainty import bootstrap, design_bias, influence, profile, subsample
 
+OPTIMIZED = True
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "chinchilla_figure4_points.csv"
 LAW = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)
 GRID = ladder(LAW, (1e11, 3e11, 1e12, 3e12, 1e13))

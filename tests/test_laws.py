@@ -19,6 +19,7 @@ from gptjax.laws.parametric import FEW, parametric
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.table import Runs, read_runs
 
+OPTIMIZED = True
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "chinchilla_figure4_points.csv"
 PLANTED = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)
 GRID = ladder(PLANTED, (1e11, 3e11, 1e12, 3e12))

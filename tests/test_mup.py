@@ -1,6 +1,7 @@
 """Transfer of hyper-parameters: nothing changes at the base size, and above it activations move as at the base."""
 
 from dataclasses import replace
+from functools import partial
 from math import sqrt
 
 import jax
@@ -21,6 +22,15 @@ BASE = GPTConfig(vocab_size=64, context=16, d_model=16, n_layers=2, n_heads=2)
 LLAMA = replace(BASE, norm="rmsnorm", bias=False, positions="rope", tied=False, gated=True, init_std=0.0)
 WIDE = replace(BASE, d_model=64, n_layers=8, mup_width=16, mup_depth=2)
 TOKENS = jax.random.randint(jax.random.key(1), (4, 12), 0, 64)
+FULLY = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}  # as outside of tests
+
+
+def init(config):
+    return jax.jit(gpt(config).init)(jax.random.key(0))
+
+
+def logits(config, params):
+    return jax.jit(gpt(config).apply)(params, TOKENS)
 
 
 def trained(config):
@@ -29,17 +39,16 @@ def trained(config):
     tx = make_optimizer(OptimConfig(weight_decay=0.1), model.axes, config)
 
     def loss(params):
-        logits = jax.nn.log_softmax(model.apply(params, TOKENS[:, :-1]))
-        return -jnp.take_along_axis(logits, TOKENS[:, 1:, None], axis=-1).mean()
+        log_p = jax.nn.log_softmax(model.apply(params, TOKENS[:, :-1]))
+        return -jnp.take_along_axis(log_p, TOKENS[:, 1:, None], axis=-1).mean()
 
-    @jax.jit
-    def run(key):
-        params = model.init(key)
+    @partial(jax.jit, compiler_options=FULLY)
+    def run(params):
         updates, _ = tx.update(jax.grad(loss)(params), tx.init(params), params)
         params = jax.tree.map(lambda w, u: w + 0.01 * u, params, updates)
         return params, model.apply(params, TOKENS)
 
-    return run(jax.random.key(0))
+    return run(init(config))
 
 
 @pytest.mark.parametrize("config", [BASE, LLAMA], ids=["gpt2", "llama"])
@@ -60,7 +69,7 @@ def test_initial_sizes_of_weights(init_std):
     """Embeddings and head keep the base's; variances of hidden matrices fall as 1/m; depth changes none."""
 
     def stds(config):
-        return jax.tree.map(lambda w: w.std(), gpt(config).init(jax.random.key(0)))
+        return jax.jit(lambda key: jax.tree.map(jnp.std, gpt(config).init(key)))(jax.random.key(0))
 
     big = replace(BASE, d_model=64, mup_width=64, init_std=init_std, tied=False)
     base = stds(big)
@@ -80,19 +89,19 @@ def test_scores_of_wider_heads_are_scaled_by_their_width_and_of_more_heads_as_be
 
 
 def test_logits_and_branches_are_scaled_down():
-    params = gpt(WIDE).init(jax.random.key(0))
+    params = init(WIDE)
     plain = replace(WIDE, mup_depth=0)
     unscaled = replace(plain, mup_width=0, d_head=32)  # whose scores are scaled otherwise: silence them
     silent = jax.tree.map(lambda w: w, params)
     silent["layers"]["attention"]["query"] = jax.tree.map(jnp.zeros_like, params["layers"]["attention"]["query"])
-    ratio = gpt(unscaled).apply(silent, TOKENS) / gpt(plain).apply(silent, TOKENS)
+    ratio = logits(unscaled, silent) / logits(plain, silent)
     np.testing.assert_allclose(ratio, 4, rtol=1e-4)
     branches = dict(silent["layers"])
     for part, name in (("attention", "out"), ("mlp", "down")):
         smaller = jax.tree.map(lambda w: w / 4, branches[part][name])
         branches[part] = {**branches[part], name: smaller}
-    by_hand = gpt(plain).apply({**silent, "layers": branches}, TOKENS)
-    np.testing.assert_allclose(gpt(WIDE).apply(silent, TOKENS), by_hand, rtol=1e-4, atol=1e-6)
+    by_hand = logits(plain, {**silent, "layers": branches})
+    np.testing.assert_allclose(logits(WIDE, silent), by_hand, rtol=1e-4, atol=1e-6)
     assert replace(WIDE, depth_alpha=0.5).branch_scale == 1 / 2
 
 
@@ -117,12 +126,12 @@ def test_two_updates_are_adams_by_hand_with_each_groups_rate_eps_and_decay():
     config = replace(WIDE, depth_alpha=0.5)
     model, eps, wd, b1, b2 = gpt(config), 1e-2, 0.3, 0.9, 0.95
     tx = make_optimizer(OptimConfig(eps=eps, weight_decay=wd, b1=b1, b2=b2, clip=0.0), model.axes, config)
-    params = model.init(jax.random.key(0))
+    params, update = init(config), jax.jit(tx.update)
     rng = np.random.default_rng(0)
     gradients = [jax.tree.map(lambda p: 0.01 * rng.standard_normal(p.shape), params) for _ in range(2)]
     opt = tx.init(params)
     for gradient in gradients:
-        updates, opt = tx.update(gradient, opt, params)
+        updates, opt = update(gradient, opt, params)
     layer, up = updates["layers"]["mlp"]["up"], ("layers", "mlp", "up")
     cases = [  # the update, its path, rate, eps, decay x rate
         (updates["embedding"], ("embedding",), 1, eps / 4, wd),
@@ -168,8 +177,8 @@ def test_the_stream_grows_with_depth_and_not_under_completep(tmp_path):
 
 @pytest.mark.parametrize("config", [BASE, LLAMA], ids=["gpt2", "llama"])
 def test_the_stream_observed_is_the_one_that_makes_the_logits(config):
-    params = gpt(config).init(jax.random.key(0))
-    seen = observe(config, params, TOKENS)
+    params = init(config)
+    seen = jax.jit(partial(observe, config))(params, TOKENS)
     x = seen["stream"] - (seen["stream"].mean(-1, keepdims=True) if config.norm == "layernorm" else 0)
     x = x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + config.norm_eps)
     table = params["embedding"].T if config.tied else params["head"]["kernel"]

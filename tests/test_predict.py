@@ -25,6 +25,7 @@ from gptjax.laws.predict import (
 )
 from gptjax.laws.simulate import ladder, simulate
 
+OPTIMIZED = True
 LAW = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)
 RUNS = simulate(LAW, *ladder(LAW, (1e11, 3e11, 1e12, 3e12)), noise=0.003, seed=0)
 

@@ -24,6 +24,7 @@ from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.style import TWINS
 from gptjax.laws.table import Curve, Runs, read_runs
 
+OPTIMIZED = True
 PLANTED = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)
 CHOSEN = Choices(drop_highest_loss=2, bootstrap=60, seed=3)
 

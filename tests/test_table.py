@@ -15,6 +15,7 @@ from gptjax.models.count import count, flops_per_token
 from gptjax.models.gpt import GPTConfig
 from gptjax.sweep.loop import table_row, to_csv, to_parquet
 
+OPTIMIZED = True
 TIED = GPTConfig(vocab_size=61, context=16, d_model=24, n_layers=3, n_heads=4, tied=True)
 N_OF = {
     "6n_total": "total",
