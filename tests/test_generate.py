@@ -25,7 +25,7 @@ GREEDY = Sampling(temperature=0.0)
 
 
 def weights(config, seed=1):
-    return gpt(config).init(jax.random.key(seed))
+    return jax.jit(gpt(config).init)(jax.random.key(seed))
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ def found(config: GPTConfig, limit: float, monkeypatch, layout: Layout | None = 
     """Compile loss and gradient with so many bytes of logits at once; return what they are, and the program."""
     monkeypatch.setattr(loss, "LOGITS_BYTES_CPU", limit)
     model, batch = gpt(config), batch_of(config)
+    params = jax.jit(model.init)(jax.random.key(0))
 
     def mean(params):
         if layout is None:
@@ -43,8 +44,8 @@ def found(config: GPTConfig, limit: float, monkeypatch, layout: Layout | None = 
             return summed_loss(params, batch, model.apply, 1e-2)
 
     program = jax.jit(jax.value_and_grad(lambda p: jax.tree.map(lambda s: s / 7, mean(p)), has_aux=True))
-    compiled = program.lower(model.init(jax.random.key(0))).compile()
-    return compiled(model.init(jax.random.key(0))), compiled
+    compiled = program.lower(params).compile()
+    return compiled(params), compiled
 
 
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES)
