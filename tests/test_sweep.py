@@ -20,6 +20,7 @@ from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.loader import DataConfig, Source
 from gptjax.errors import BadInput
 from gptjax.laws.forms import ChinchillaLaw
+from gptjax.laws.report import write_report
 from gptjax.models.count import count, flops_per_token
 from gptjax.models.gpt import GPTConfig
 from gptjax.question import fingerprint
@@ -72,9 +73,17 @@ def cache(tmp_path_factory):
     return str(tmp_path_factory.mktemp("cache"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sweep(cache):
     return tiny(cache)
+
+
+@pytest.fixture(scope="module")
+def quiet(sweep, tmp_path_factory):
+    """The directory of a sweep that nothing disturbed."""
+    directory = tmp_path_factory.mktemp("quiet")
+    execute(make_plan(sweep), directory)
+    return directory
 
 
 def test_the_plan_is_a_tree_whose_costs_add_up(sweep):
@@ -182,24 +191,23 @@ def test_a_row_is_written_once_and_a_run_held_by_one(tmp_path):
     assert not ledger.is_locked("a") and not ledger.is_locked("c") and not (tmp_path / "runs" / "c").exists()
 
 
-def test_a_sweep_runs_once_and_again_does_only_what_is_pending(sweep, tmp_path):
+def test_a_sweep_runs_once_and_again_does_only_what_is_pending(sweep, quiet):
     made = make_plan(sweep)
-    execute(made, tmp_path)
-    assert not pending(made, Ledger(tmp_path))
-    before = written(tmp_path)
-    execute(made, tmp_path)
-    assert written(tmp_path) == before
+    assert not pending(made, Ledger(quiet))
+    before = written(quiet)
+    execute(made, quiet)
+    assert written(quiet) == before
     wider = make_plan(replace(sweep, sizes=(*sweep.sizes, 16)))
-    new = {run.name for run in pending(wider, Ledger(tmp_path))}
+    new = {run.name for run in pending(wider, Ledger(quiet))}
     assert new and all(name.startswith("d16-") for name in new)
-    write_tables(made, tmp_path)
-    with (tmp_path / "runs.csv").open() as file:
+    write_tables(made, quiet)
+    with (quiet / "runs.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(made.runs)
     for row in rows:
         assert float(row["flops"]) == pytest.approx(6 * float(row["params"]) * float(row["tokens"]))
         assert row["flops"] == row["flops_6n_total"] and float(row["params"]) > 0
-    assert "0 pending" in status(tmp_path)
+    assert "0 pending" in status(quiet)
 
 
 def test_rules_see_their_own_horizon(cache):
@@ -295,8 +303,7 @@ def losses(directory: Path) -> dict[str, float]:
     return {name: row["loss"] for name, row in Ledger(directory).rows().items()}
 
 
-def test_two_executors_and_kill_9_give_every_row_once(sweep, cache, tmp_path):
-    execute(make_plan(sweep), tmp_path / "quiet")
+def test_two_executors_and_kill_9_give_every_row_once(sweep, cache, quiet, tmp_path):
     first, second = start(cache, tmp_path / "rough"), start(cache, tmp_path / "rough")
     wait_for_rows(tmp_path / "rough", 3)
     first.kill()
@@ -305,7 +312,7 @@ def test_two_executors_and_kill_9_give_every_row_once(sweep, cache, tmp_path):
     assert second.wait(60) in (0, 75)
     execute(make_plan(sweep), tmp_path / "rough")
     assert len(written(tmp_path / "rough")) == len(make_plan(sweep).runs)
-    assert losses(tmp_path / "rough") == losses(tmp_path / "quiet")
+    assert losses(tmp_path / "rough") == losses(quiet)
 
 
 def test_a_sweep_without_a_law_is_reported_and_not_forecast(cache, tmp_path, capsys):
@@ -335,6 +342,7 @@ def test_the_whole_loop_predicts_before_it_trains(cache, tmp_path, monkeypatch):
 
     monkeypatch.setattr("gptjax.sweep.execute.training", planted)
     monkeypatch.setattr("gptjax.sweep.execute.compile_ahead", lambda _: None)
+    monkeypatch.setattr("gptjax.sweep.loop.write_report", partial(write_report, sweeps=4))
     cosine = replace(tiny(cache, "cosine"), sizes=(4, 6, 8, 12, 16, 24, 32), budgets=(4e8, 1.6e9, 6.4e9, 2.56e10))
     wide = replace(cosine, tokens_per_param=(1.0, 400.0), holdout=8e10, holdout_sizes=(16, 24, 32, 48))
     page = run_sweep(wide, tmp_path, execute)
