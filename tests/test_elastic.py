@@ -42,11 +42,11 @@ execute(small(sys.argv[1]), folder(sys.argv[2]))
 
 
 def small(cache: str) -> Plan:
-    """Plan a trunk with two branches and a run that stands alone, with a checkpoint every 50 steps."""
+    """Plan a trunk with two branches and a run that stands alone, of one shape, with a checkpoint every 50 steps."""
     wsd, cosine = (tiny(cache, schedule) for schedule in ("wsd", "cosine"))
     save = SaveConfig(every=50)
     tree = make_plan(replace(wsd, base=replace(wsd.base, save=save), sizes=(4,), budgets=(2e8, 4e8)))
-    alone = make_plan(replace(cosine, base=replace(cosine.base, save=save), sizes=(6,), budgets=(2e8,)))
+    alone = make_plan(replace(cosine, base=replace(cosine.base, save=save), sizes=(4,), budgets=(1e8,)))
     return replace(tree, runs=(*tree.runs, *alone.runs))
 
 

@@ -111,12 +111,12 @@ def test_where_a_pack_is_slower_each_runs_alone_bit_for_bit(config, tmp_path, me
 
 
 def test_one_that_diverges_fails_and_leaves_the_others_alone(config, tmp_path, measured):
-    lost = replace(config, seed=3, optim=replace(config.optim, lr=1e6, clip=0.0))
+    lost = replace(config, seed=3, optim=replace(config.optim, lr=1e6))
     alone = train(config, tmp_path / "alone" / "first")
-    measured(FASTER)
+    made = measured(FASTER)
     good, bad = together({"first": config, "lost": lost}, tmp_path / "together")
     assert good.loss == pytest.approx(alone.loss, rel=2e-5)
-    assert bad.status == "failed" and "training loss" in bad.reason
+    assert bad.status == "failed" and "training loss" in bad.reason and 2 in made
 
 
 def test_a_stopped_pack_saves_every_run_and_goes_on(config, tmp_path, measured, monkeypatch):
@@ -191,7 +191,7 @@ def sweep(config):
         batch_tokens=always(256),
         tokens_per_param=(0.01, 1e4),
         min_steps=8,
-        seeds=(0, 1, 2),
+        seeds=(0, 1),
     )
 
 
@@ -205,7 +205,7 @@ def test_a_sweep_packs_seeds_and_branches(sweep, tmp_path, measured, monkeypatch
     begin(plan, tmp_path / "together")
     work(plan, tmp_path / "together", pack=8, ahead=True)
     assert ahead and ahead[0] == 8  # while the costlier size trains
-    assert set(made) == {3, 6}  # three trunks of a size, then their six branches
+    assert set(made) == {2, 4}  # two trunks of a size, then their four branches
     alone, packed = Ledger(tmp_path / "alone").rows(), Ledger(tmp_path / "together").rows()
     assert alone.keys() == packed.keys()
     for name, row in packed.items():
