@@ -10,7 +10,7 @@ sweep: install
 	$(RUN)gptjax sweep experiments/chinchilla/quick.py --dir runs/quick
 
 test: install lint
-	$(RUN)python -m pytest -n 2 --dist loadfile
+	$(RUN)python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(RUN)ruff check .

@@ -13,6 +13,14 @@ os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".cach
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of machine code: they take longer than tests run it
 
+LONGEST = ("sweep", "model", "train", "mup", "mesh", "pack", "elastic", "hosts", "generate")  # minutes, not seconds
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the longest files, so that several workers end together."""
+    rank = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
 
 @pytest.fixture(scope="module", autouse=True)
 def programs(request):
