@@ -28,11 +28,11 @@ DAEMONS = ("slurmctld", "slurmd", "munged", "sbatch")
 
 
 def forest(cache: str) -> Plan:
-    """Plan a trunk with two branches, and two runs that stand alone, all of one shape."""
+    """Plan a trunk with two branches, and two runs that stand alone."""
     wsd, cosine = (tiny(cache, schedule) for schedule in ("wsd", "cosine"))
     base = replace(wsd.base, save=SaveConfig(every=100))
     tree = make_plan(replace(wsd, base=base, sizes=(4,), budgets=(2e8, 4e8)))
-    alone = make_plan(replace(cosine, sizes=(4,), budgets=(1e8, 1.5e8)))
+    alone = make_plan(replace(cosine, sizes=(6, 8), budgets=(2e8,)))
     return replace(tree, runs=(*tree.runs, *alone.runs))
 
 
