@@ -4,7 +4,7 @@ A module declares each weight with `param`, naming every dimension; `stack` make
 "layers" axis; `build` turns a module into a `Model`. Nothing else in gptjax touches nnx state.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,9 +87,9 @@ def named(params: Params) -> dict[str, Any]:
     return flatten_dict(params, sep=".")
 
 
-def nested(weights: dict[str, Any]) -> Params:
+def nested(weights: Mapping[str, Any]) -> Params:
     """Return as nested dicts what `named` has named."""
-    return unflatten_dict(weights, sep=".")
+    return unflatten_dict(dict(weights), sep=".")
 
 
 def divide(params: Params, some: Params) -> tuple[Params, Params]:

@@ -6,13 +6,14 @@ found by writing its config and reading that back.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import sqrt
+from math import prod, sqrt
 from typing import Any
 
 import jax
 
 from gptjax.errors import BadInput
 from gptjax.models.gpt import GPTConfig, gpt
+from gptjax.params import named
 
 Json = dict[str, Any]
 
@@ -348,12 +349,7 @@ class Part:
     @property
     def matrix(self) -> tuple[int, ...]:
         """The shape with what is read and what is put out each as one dimension."""
-        size = 1
-        for n in self.shape:
-            size *= n
-        inner = 1
-        for n in self.shape[: self.n_in]:
-            inner *= n
+        size, inner = prod(self.shape), prod(self.shape[: self.n_in])
         return (inner, size // inner) if self.n_in else (size,)
 
 
@@ -375,8 +371,8 @@ class Tensor:
 def tensors_of(c: GPTConfig, family: Family) -> list[Tensor]:
     """List a model's tensors in the names of a family, from shapes alone."""
     model = gpt(plain(c))
-    shapes = _by_name(jax.eval_shape(model.init, jax.random.key(0)))
-    axes = _by_name(model.axes)
+    shapes = named(jax.eval_shape(model.init, jax.random.key(0)))
+    axes = named(model.axes)
     tensors = []
     for row in family.rows:
         if row.ours[0] not in shapes:
@@ -395,8 +391,3 @@ def _part(name: str, layer: int | None, shape: tuple[int, ...], axes: tuple[str,
         shape, axes = shape[1:], axes[1:]
     vector = name.endswith((".bias", ".scale"))
     return Part(name, layer, shape, 0 if vector else 1 if axes[0] == "embed" else len(axes) - 1)
-
-
-def _by_name(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree.flatten_with_path(tree, is_leaf=lambda x: isinstance(x, tuple))[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

@@ -18,6 +18,7 @@ from gptjax.files import read_json
 from gptjax.hf.families import Family, Part, Settings, Tensor, family_named, tensors_of
 from gptjax.hf.safetensors import Incoming, open_tensors
 from gptjax.models.gpt import GPTConfig
+from gptjax.params import Params, nested
 from gptjax.train.checkpoint import chunk_of, copy
 from gptjax.train.export import write_model, written_aside
 
@@ -185,15 +186,11 @@ def arrays_of(model: Loaded) -> dict[str, Stacked]:
     return {name: Stacked(tuple(placed)) for name, placed in pieces.items()}
 
 
-def read_params(model: Loaded) -> dict[str, Any]:
+def read_params(model: Loaded) -> Params:
     """Return the weights as nested dicts of float32 arrays, all in memory."""
-    params: dict[str, Any] = {}
+    params = {}
     for name, array in arrays_of(model).items():
-        *parents, last = name.split(".")
-        branch = params
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
         layers = [piece.read() for piece in array.pieces]
         whole = layers[0] if array.pieces[0].part.layer is None else np.concatenate(layers)
-        branch[last] = whole.astype(np.float32)
-    return params
+        params[name] = whole.astype(np.float32)
+    return nested(params)

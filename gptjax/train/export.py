@@ -22,6 +22,7 @@ from gptjax.config import to_json
 from gptjax.errors import BadInput
 from gptjax.files import write_json
 from gptjax.models.gpt import GPTConfig
+from gptjax.params import nested
 from gptjax.question import fingerprint
 from gptjax.train.checkpoint import CHUNK, Unreadable, chunk_of, copy, in_flight, reason, seal
 from gptjax.train.weights import MARK, SavedModel
@@ -96,18 +97,11 @@ class Source(Protocol):
 
 def write_params(weights: Mapping[str, Source], to: Path) -> None:
     """Write arrays, named by their path joined with dots, into an Orbax checkpoint of nested dicts."""
-    tree: dict[str, Any] = {}
-    for name, source in weights.items():
-        *parents, last = name.split(".")
-        branch = tree
-        for parent in parents:
-            branch = branch.setdefault(parent, {})
-        branch[last] = source
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns that the registry below knows no jax.Array
     kinds = {type(source) for source in weights.values()}
     registry = ocp.type_handlers.create_type_handler_registry(*((kind, SourceHandler()) for kind in kinds))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as writer:
-        writer.save(to.absolute(), tree)
+        writer.save(to.absolute(), nested(weights))
 
 
 @dataclass(frozen=True)
