@@ -142,11 +142,10 @@ def _begin(
 ) -> Decoding:
     """Read the prompts into a new cache, and draw the token after each."""
     B, T = tokens_BT.shape
-    shape = (config.n_layers, B, columns, config.kv_heads, config.head_size)
+    shape = (B, config.kv_heads, columns, config.head_size)
     with use(layout):
-        logits_BV, cache = gpt(config).apply(
-            params, tokens_BT, empty_cache(shape, config.dtype, first_B), method="step"
-        )
+        cache = empty_cache(config.n_layers, shape, config.dtype, first_B)
+        logits_BV, cache = gpt(config).apply(params, method="stepper")(tokens_BT, cache)
     real_BT = jnp.arange(T) >= first_B[:, None]
     rows_B = jnp.arange(B)
     seen_BV = jnp.zeros(logits_BV.shape, bool).at[rows_B[:, None], tokens_BT].max(real_BT)
@@ -167,7 +166,6 @@ def _continue(
     layout: Layout,
 ) -> tuple[Decoding, jax.Array]:
     """Decode up to so many tokens a row, fewer if all stop; return them, (B, steps), and the state after them."""
-    model = gpt(config)
     rows_B = jnp.arange(len(state.token_B))
 
     def going(carry: tuple[jax.Array, Decoding, jax.Array]) -> jax.Array:
@@ -178,11 +176,12 @@ def _continue(
         i, s, answer_BT = carry
         answer_BT = answer_BT.at[:, i].set(s.token_B)
         seen_BV = s.seen_BV.at[rows_B, s.token_B].set(True)
-        logits_BV, cache = model.apply(params, s.token_B[:, None], s.cache, method="step")
+        logits_BV, cache = advance(s.token_B[:, None], s.cache)
         token_B = draw(logits_BV, seen_BV, s.keys_B, s.drawn + 1, sampling)
         return i + 1, Decoding(cache, token_B, s.done_B | stops_V[s.token_B], seen_BV, s.keys_B, s.drawn + 1), answer_BT
 
     with use(layout):
+        advance = gpt(config).apply(params, method="stepper")
         nothing = jnp.zeros((len(rows_B), steps), jnp.int32)
         _, state, answer_BT = jax.lax.while_loop(going, step, (jnp.zeros((), jnp.int32), state, nothing))
     return state, answer_BT

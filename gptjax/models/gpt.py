@@ -4,7 +4,7 @@ Shapes: B batch, T positions, D embed, V vocab.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from math import sqrt
 from typing import Any, Literal
@@ -14,9 +14,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gptjax.errors import BadInput
-from gptjax.models.cache import Cache
+from gptjax.models.cache import Cache, Held
 from gptjax.models.layers import MLP, Attention, Linear, Norm, project
-from gptjax.models.stack import run_cached, run_stack
+from gptjax.models.stack import run_stack, unstacked
 from gptjax.params import Init, Model, build, normal, param, stack
 from gptjax.question import check_choices, how
 from gptjax.sharding import constrain
@@ -144,7 +144,7 @@ class Block(nnx.Module):
         x_BTD, _ = self._through(x_BTD, lambda h_BTD: (self.attention(h_BTD, segments_BT), None))
         return x_BTD
 
-    def cached(self, x_BTD: jax.Array, cache: Cache, layer: jax.Array) -> tuple[jax.Array, Cache]:
+    def cached(self, x_BTD: jax.Array, cache: Cache, layer: int) -> tuple[jax.Array, Held]:
         return self._through(x_BTD, lambda h_BTD: self.attention.cached(h_BTD, cache, layer))
 
     def _through(
@@ -189,11 +189,22 @@ class GPT(nnx.Module):
         x_BTD = run_stack(self.layers, x_BTD, segments_BT, scan=c.scan, remat=c.remat, microbatches=c.microbatches)
         return self._read_out(x_BTD)
 
-    def step(self, tokens_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Take tokens that follow those in a cache: give the logits after the last, (B, V), and the cache with all."""
-        T = tokens_BT.shape[1]
-        x_BTD, cache = run_cached(self.layers, self._embedded(tokens_BT, cache.positions(T)), cache)
-        return self.logits(self._read_out(x_BTD[:, -1:]))[:, 0], replace(cache, filled=cache.filled + T)
+    def stepper(self) -> Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]:
+        """Return a function of tokens that follow those in a cache: the logits after the last, (B, V), and the cache.
+
+        Call this outside a loop: a stack is taken apart here, which copies its weights.
+        """
+        layers = unstacked(self.layers, "cached")
+
+        def step(tokens_BT: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+            T, held = tokens_BT.shape[1], []
+            x_BTD = self._embedded(tokens_BT, cache.positions(T))
+            for i, layer in enumerate(layers):
+                x_BTD, new = layer(x_BTD, cache, i)
+                held.append(new)
+            return self.logits(self._read_out(x_BTD[:, -1:]))[:, 0], Cache(tuple(held), cache.first_B, cache.filled + T)
+
+        return step
 
     def _embedded(self, tokens_BT: jax.Array, positions: jax.Array | slice) -> jax.Array:
         c = self.config

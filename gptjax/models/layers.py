@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from gptjax.models.cache import Cache
+from gptjax.models.cache import Cache, Held
 from gptjax.models.ring import ring_attend
 from gptjax.params import Axes, Init, constant, param
 from gptjax.sharding import constrain, current, parts, platform
@@ -139,6 +139,18 @@ def _attend_in_blocks(
     return jnp.concatenate(seen, axis=2).transpose(0, 2, 1, 3)
 
 
+def attend_held(
+    q_BTNK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, visible_BTS: jax.Array, scale: float
+) -> jax.Array:
+    """Softmax attention over the columns that are visible; returns (B, T, N, K)."""
+    B, T, N, K = q_BTNK.shape
+    G, S = k_BGSK.shape[1:3]
+    q = (q_BTNK * scale).transpose(0, 2, 1, 3).reshape(B, G, -1, K)
+    scores = jnp.einsum("bgtk,bgsk->bgts", q, k_BGSK, preferred_element_type=jnp.float32).reshape(B, N, T, S)
+    weights = jax.nn.softmax(jnp.where(visible_BTS[:, None], scores, -1e30)).astype(v_BGSK.dtype)
+    return (weights.reshape(B, G, -1, S) @ v_BGSK).reshape(B, N, T, K).transpose(0, 2, 1, 3)
+
+
 class Attention(nnx.Module):
     """Multi-head attention with optional grouped queries, rotary positions and QK-norm."""
 
@@ -164,14 +176,12 @@ class Attention(nnx.Module):
         return self.out(constrain(seen, "batch", "seq", "heads", None))  # its gradient too, else scores are exchanged
 
     @jax.named_scope("attention")
-    def cached(self, x_BTD: jax.Array, cache: Cache, layer: jax.Array) -> tuple[jax.Array, Cache]:
-        """Attend from tokens that follow those in the cache, and add them to it."""
+    def cached(self, x_BTD: jax.Array, cache: Cache, layer: int) -> tuple[jax.Array, Held]:
+        """Attend from tokens that follow those in the cache; return what the layer is to hold, these included."""
         T = x_BTD.shape[1]
         q, k, v = self._heads(x_BTD, cache.positions(T))
-        cache = cache.put(layer, k, v)
-        scale = self.config.attention_scale
-        seen = jax.nn.dot_product_attention(q, *cache.layer(layer), mask=cache.visible(T), scale=scale)
-        return self.out(seen), cache
+        held = cache.put(layer, k, v)
+        return self.out(attend_held(q, *held, cache.visible(T), self.config.attention_scale)), held
 
     def _heads(self, x_BTD: jax.Array, positions: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return queries, keys and values."""

@@ -4,6 +4,7 @@ Shapes: B batch, T positions, D embed, L layers, P stages, M microbatches.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -32,9 +33,8 @@ def run_stack(
     def through(weights: Any, x: jax.Array, *args: Any) -> jax.Array:
         if scan:
             return jax.lax.scan(lambda x, w: (layer(w, x, *args), None), x, weights)[0]
-        leaves, tree = jax.tree.flatten(weights)
-        for one in zip(*(jnp.unstack(leaf) for leaf in leaves), strict=True):
-            x = layer(jax.tree.unflatten(tree, one), x, *args)
+        for one in _each(weights):
+            x = layer(one, x, *args)
         return x
 
     stages = parts("layers")
@@ -43,15 +43,15 @@ def run_stack(
     return pipeline(through, weights, x_BTD, args, stages, microbatches or 2 * stages)
 
 
-def run_cached(layers: nnx.Module, x_BTD: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-    """Return x after all layers, each of which reads and writes its part of a cache."""
-    layer, weights = layer_of(layers, "cached")
+def unstacked(layers: nnx.Module, method: str) -> list[Callable[..., Any]]:
+    """Return a method of each layer as a function, its weights taken out of the stack."""
+    layer, weights = layer_of(layers, method)
+    return [partial(layer, one) for one in _each(weights)]
 
-    def through(carry: tuple[jax.Array, Any], each: tuple[Any, jax.Array]) -> tuple[tuple[jax.Array, Any], None]:
-        return layer(each[0], *carry, each[1]), None
 
-    n_layers = jax.tree.leaves(weights)[0].shape[0]
-    return jax.lax.scan(through, (x_BTD, cache), (weights, jnp.arange(n_layers)))[0]
+def _each(weights: Any) -> list[Any]:
+    leaves, tree = jax.tree.flatten(weights)
+    return [jax.tree.unflatten(tree, one) for one in zip(*(jnp.unstack(leaf) for leaf in leaves), strict=True)]
 
 
 def pipeline(
