@@ -35,6 +35,17 @@ def test_batches_cut_on_the_devices_are_those_sent_there(stores, monkeypatch, me
         assert ours.dtype == theirs.dtype and ours.sharding.is_equivalent_to(theirs.sharding, 3)
 
 
+@pytest.mark.parametrize("together", [1, 400, 10**6])
+def test_calls_read_together_get_the_batches_of_their_own_steps(stores, monkeypatch, together):
+    loader = Loader(stores, (1.0, 2.0), batch=4, seq_len=16, seed=3)
+    monkeypatch.setattr(feed, "READ_TOKENS", together)
+    calls = [range(7, 8), range(8, 10), range(10, 30), *(range(i, i + 1) for i in range(30, 40))]
+    batches = list(prefetch(loader, calls, NamedSharding(make_mesh(MeshConfig()), PartitionSpec())))
+    for steps, batch in zip(calls, batches, strict=True):
+        for of_call, step in zip(batch.inputs, steps, strict=True):
+            np.testing.assert_array_equal(of_call, loader(step, np.arange(4)).inputs)
+
+
 def test_runs_that_read_the_same_tokens_share_them_on_the_device(stores):
     sharding = NamedSharding(make_mesh(MeshConfig()), PartitionSpec())
     a, b = (feed.Resident(Loader(stores, (1.0, 1.0), 8, 16, seed), sharding) for seed in (0, 1))

@@ -1,8 +1,10 @@
 """Batches on their way to the devices: prepared ahead by a thread, or cut there from tokens that stay on them."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -15,20 +17,40 @@ from gptjax.data.loader import Loader
 from gptjax.data.objectives import Batch, causal
 from gptjax.data.store import TokenStore
 
+READ_TOKENS = 2**15  # that small calls have together: read one by one, a call costs more than its tokens
+
 
 def prefetch(loader: Loader, calls: Sequence[range], sharding: NamedSharding) -> Iterator[Batch]:
-    """Yield the stacked, placed batches of each call's steps, prepared two calls ahead by a thread."""
+    """Yield the stacked, placed batches of each call's steps, which follow each other, prepared ahead by a thread."""
     prepare = Resident(loader, sharding) if may_reside(loader, sharding) else partial(_send, loader, sharding)
+    groups = _together(calls, READ_TOKENS // (loader.batch * loader.seq_len))
     with ThreadPoolExecutor(1) as pool:
-        pending = [pool.submit(prepare, steps) for steps in calls[:2]]
-        for i in range(len(calls)):
-            yield pending.pop(0).result()
-            if i + 2 < len(calls):
-                pending.append(pool.submit(prepare, calls[i + 2]))
+        pending = deque(pool.submit(prepare, group) for group in islice(groups, 2))
+        while pending:
+            batches = pending.popleft().result()
+            pending.extend(pool.submit(prepare, group) for group in islice(groups, 1))
+            yield from batches
 
 
-def _send(loader: Loader, sharding: NamedSharding, steps: range) -> Batch:
-    return spread(partial(loader.read, steps), (len(steps), loader.batch, loader.seq_len), sharding)
+def _together(calls: Sequence[range], steps: int) -> Iterator[Sequence[range]]:
+    """Yield successive calls of so many steps together, at least one."""
+    first = 0
+    for i in range(1, len(calls) + 1):
+        if i == len(calls) or calls[i].stop - calls[first].start > steps:
+            yield calls[first:i]
+            first = i
+
+
+def _send(loader: Loader, sharding: NamedSharding, calls: Sequence[range]) -> list[Batch]:
+    first, stop = calls[0].start, calls[-1].stop
+    whole: list[Batch] = []  # of all calls: each asks for the same rows
+
+    def read(steps: range, rows: np.ndarray) -> Batch:
+        if not whole:
+            whole.append(loader.read(range(first, stop), rows))
+        return jax.tree.map(lambda x: x[steps.start - first : steps.stop - first], whole[0])
+
+    return [spread(partial(read, steps), (len(steps), loader.batch, loader.seq_len), sharding) for steps in calls]
 
 
 def spread(read: Callable[[np.ndarray], Batch], shape: tuple[int, ...], sharding: NamedSharding) -> Batch:
@@ -66,8 +88,11 @@ class Resident:
         self.tokens = _placed(loader.stores, NamedSharding(sharding.mesh, PartitionSpec()))
         self.first = np.cumsum([0, *(store.n_tokens("train") for store in loader.stores[:-1])])
 
-    def __call__(self, steps: range) -> Batch:
-        """Return the batches of successive steps, (S, B, T)."""
+    def __call__(self, calls: Sequence[range]) -> list[Batch]:
+        """Return the batches of each call's steps, (S, B, T)."""
+        return [self._of(steps) for steps in calls]
+
+    def _of(self, steps: range) -> Batch:
         source, window = self.loader.sequences(steps, np.arange(self.loader.batch))
         starts_SB = (self.first[source] + window * self.loader.seq_len).reshape(len(steps), -1).astype(np.int32)
         tokenizer, separate = self.loader.stores[0].tokenizer, self.loader.separate_documents

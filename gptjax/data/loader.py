@@ -127,10 +127,13 @@ class Loader:
     def read(self, steps: range, rows: np.ndarray) -> Batch:
         """Return these rows of the batches of successive steps, (steps, rows, seq)."""
         source, window = self.sequences(steps, rows)
-        windows = np.empty((len(source), self.seq_len + 1), np.int32)
-        for k, store in enumerate(self.stores):
-            mine = source == k
-            windows[mine] = store.windows("train", window[mine] * self.seq_len, self.seq_len + 1)
+        if len(self.stores) == 1:
+            windows = self.stores[0].windows("train", window * self.seq_len, self.seq_len + 1)
+        else:
+            windows = np.empty((len(source), self.seq_len + 1), np.int32)
+            for k, store in enumerate(self.stores):
+                mine = source == k
+                windows[mine] = store.windows("train", window[mine] * self.seq_len, self.seq_len + 1)
         shape = len(steps), len(rows), self.seq_len + 1
         tokenizer, separate = self.stores[0].tokenizer, self.separate_documents
         return causal(windows.reshape(shape), tokenizer.bos, tokenizer.vocab_size, separate_documents=separate)

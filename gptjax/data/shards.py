@@ -1,7 +1,6 @@
 """Windows of a token array on a local disk, from the bytes of its shards (zarr3, codec sharding_indexed)."""
 
 import os
-from collections.abc import Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from weakref import finalize
@@ -29,7 +28,7 @@ class ShardFiles:
         """Return tokens[start : start + length] for every start, (n, length); OSError where a file is short."""
         parts = []
         for first in range(0, len(starts), AT_ONCE):
-            spans = [span for start in starts[first : first + AT_ONCE].tolist() for span in self._spans(start, length)]
+            spans = self._spans(starts[first : first + AT_ONCE].tolist(), length)
             if hasattr(os, "posix_fadvise"):  # not on macOS
                 for file, offset, n_bytes in spans:
                     os.posix_fadvise(file.descriptor, offset, n_bytes, os.POSIX_FADV_WILLNEED)
@@ -39,15 +38,19 @@ class ShardFiles:
             raise OSError("a shard is shorter than when it was opened")
         return np.frombuffer(content, self._dtype).reshape(len(starts), length)
 
-    def _spans(self, at: int, length: int) -> Iterator[tuple["_Shard", int, int]]:
-        """Yield where a window lies, chunk by chunk: file, offset, bytes."""
-        end = at + length
-        while at < end:
-            shard, within = divmod(at, self._shard)
-            chunk, within = divmod(within, self._chunk)
-            n, file = min(end - at, self._chunk - within), self._open(shard)
-            yield file, file.offsets[chunk] + within * self._dtype.itemsize, n * self._dtype.itemsize
-            at += n
+    def _spans(self, starts: list[int], length: int) -> list[tuple["_Shard", int, int]]:
+        """Return where windows lie, chunk by chunk: file, offset, bytes."""
+        shard_size, chunk_size, item = self._shard, self._chunk, self._dtype.itemsize
+        spans = []
+        for at in starts:
+            end = at + length
+            while at < end:
+                shard, within = divmod(at, shard_size)
+                chunk, within = divmod(within, chunk_size)
+                n, file = min(end - at, chunk_size - within), self._open(shard)
+                spans.append((file, file.offsets[chunk] + within * item, n * item))
+                at += n
+        return spans
 
 
 class _Shard:
