@@ -1,6 +1,6 @@
 """How cost grows: with parameters, context, devices and steps, and what of a sweep is not training.
 
-    python benchmarks/growth.py [--sweep DIR] [--json FILE] [--figure FILE]
+    python benchmarks/growth.py [--quick] [--sweep DIR] [--json FILE] [--figure docs/growth.png]
 
 Seconds a token should follow FLOPs a token as models widen and contexts lengthen, stay where they are as steps go by,
 and as more (simulated) devices share the same cores. With --sweep, the share of a finished sweep's wall time that is
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -58,32 +59,31 @@ def seconds_per_token(model: GPTConfig, devices: int = 1) -> float:
     return statistics.median(seconds[1:]) / STEPS / TOKENS
 
 
-def against_flops(models: dict[int, GPTConfig]) -> list[dict[str, float]]:
+def against_flops(models: dict[int, GPTConfig]) -> Iterator[dict[str, float]]:
     """Measure models by what is varied, beside the FLOPs of a token with causal attention."""
     flops = {x: flops_per_token(model, model.context)["6n_attention"] for x, model in models.items()}
-    return [{"x": x, "seconds": seconds_per_token(model), "flops": flops[x]} for x, model in models.items()]
+    for x, model in models.items():
+        yield {"x": x, "seconds": seconds_per_token(model), "flops": flops[x]}
 
 
-def over_devices() -> list[dict[str, float]]:
+def over_devices(numbers: tuple[int, ...]) -> Iterator[dict[str, float]]:
     """Measure each number of simulated devices in a process of its own, data-parallel, with weights in parts."""
-    rows = []
-    for n in DEVICES:
+    for n in numbers:
         flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={n}", "PJRT_NPROC": str(max(4 * n, 4))}
         command = [sys.executable, __file__, "--devices", str(n)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ | flags)
-        rows.append({"x": n, "seconds": float(done.stdout.split()[-1])})
-    return rows
+        yield {"x": n, "seconds": float(done.stdout.split()[-1])}
 
 
-def over_steps() -> list[dict[str, float]]:
-    """Return seconds a token along one run, from its own metrics."""
+def over_steps(steps: int) -> Iterator[dict[str, float]]:
+    """Yield seconds a token along one run, from its own metrics."""
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig(
             model=replace(MODEL, d_model=32, n_layers=2, context=64),
             data=DataConfig((Source("markov:states=8,documents=4000"),), "bytes", cache=folder),
             optim=OptimConfig(schedule="constant", warmup=10),
             batch=8,
-            steps=RUN_STEPS,
+            steps=steps,
             steps_per_call=20,
             log_every=20,
             evaluate=EvalConfig(sequences=64, batch=16, every=1000),
@@ -93,7 +93,7 @@ def over_steps() -> list[dict[str, float]]:
         train(config, Path(folder) / "run")
         lines = [line for line in read_metrics(Path(folder) / "run" / "metrics.jsonl") if "train/loss" in line]
     groups = np.array_split(np.array([[line["step"], 1 / line["perf/tokens_per_second"]] for line in lines]), LINES)
-    return [{"x": float(group[-1, 0]), "seconds": float(np.median(group[:, 1]))} for group in groups]
+    yield from ({"x": float(group[-1, 0]), "seconds": float(np.median(group[:, 1]))} for group in groups)
 
 
 def overhead(directory: Path) -> dict[str, float]:
@@ -133,26 +133,29 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--devices", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--quick", action="store_true", help="two points of each and a short run: does it work?")
     args = parser.parse_args()
     keep_freed_memory()
     if args.devices:
         print(seconds_per_token(MODEL, args.devices))
         return
-    widths = {d: replace(MODEL, d_model=d) for d in WIDTHS}
-    found: dict[str, Any] = {
-        "params": against_flops(widths),
-        "context": against_flops({T: replace(MODEL, context=T) for T in CONTEXTS}),
-        "devices": over_devices(),
-        "steps": over_steps(),
+    points, run_steps = (2, RUN_STEPS // 10) if args.quick else (None, RUN_STEPS)
+    parts: dict[str, Iterator[dict[str, float]]] = {
+        "params": against_flops({d: replace(MODEL, d_model=d) for d in WIDTHS[:points]}),
+        "context": against_flops({T: replace(MODEL, context=T) for T in CONTEXTS[:points]}),
+        "devices": over_devices(DEVICES[:points]),
+        "steps": over_steps(run_steps),
     }
-    for name, rows in found.items():
+    found: dict[str, Any] = {}
+    for name, rows in parts.items():
         for row in rows:
             rate = f", {row['flops'] / row['seconds'] / 1e9:.0f} GFLOP/s" if "flops" in row else ""
-            print(f"{name:>8} {row['x']:>6.0f}: {1e6 * row['seconds']:.1f} us a token{rate}")
+            print(f"{name:>8} {row['x']:>6.0f}: {1e6 * row['seconds']:.1f} us a token{rate}", flush=True)
+            found.setdefault(name, []).append(row)
     quarters = [row["seconds"] for row in found["steps"]]
     n = len(quarters) // 4
     drift = statistics.median(quarters[-n:]) / statistics.median(quarters[:n])
-    print(f"last quarter of {RUN_STEPS} steps over the first: {drift:.2f}")
+    print(f"last quarter of {run_steps} steps over the first: {drift:.2f}")
     if args.sweep:
         found["sweep"] = overhead(args.sweep)
         print(json.dumps(found["sweep"]))
