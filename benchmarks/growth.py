@@ -92,7 +92,8 @@ def over_steps(steps: int) -> Iterator[dict[str, float]]:
         )
         train(config, Path(folder) / "run")
         lines = [line for line in read_metrics(Path(folder) / "run" / "metrics.jsonl") if "train/loss" in line]
-    groups = np.array_split(np.array([[line["step"], 1 / line["perf/tokens_per_second"]] for line in lines]), LINES)
+    points = np.array([[line["step"], 1 / line["perf/tokens_per_second"]] for line in lines])
+    groups = np.array_split(points, min(LINES, len(points)))
     yield from ({"x": float(group[-1, 0]), "seconds": float(np.median(group[:, 1]))} for group in groups)
 
 
@@ -153,7 +154,7 @@ def main() -> None:
             print(f"{name:>8} {row['x']:>6.0f}: {1e6 * row['seconds']:.1f} us a token{rate}", flush=True)
             found.setdefault(name, []).append(row)
     quarters = [row["seconds"] for row in found["steps"]]
-    n = len(quarters) // 4
+    n = -(-len(quarters) // 4)
     drift = statistics.median(quarters[-n:]) / statistics.median(quarters[:n])
     print(f"last quarter of {run_steps} steps over the first: {drift:.2f}")
     if args.sweep:
