@@ -51,11 +51,14 @@ def noisy(params, seed=1):
     return jax.tree.unflatten(tree, moved)
 
 
-def saved_run(directory, config):
+MESH = MeshConfig(data=4, fsdp=2)
+
+
+def saved_run(directory, config, mesh=MESH):
     params = noisy(gpt(config).init(jax.random.key(0)))
     with Checkpoints(directory / "checkpoints", SaveConfig()) as checkpoints:
         checkpoints.save(5, {"params": params})
-    write_json(directory / "config.json", to_json(RunConfig(model=config, mesh=MeshConfig(data=4, fsdp=2))))
+    write_json(directory / "config.json", to_json(RunConfig(model=config, mesh=mesh)))
     ByteTokenizer().save(directory)
     return params
 
@@ -85,6 +88,13 @@ def test_an_export_is_the_model_and_comes_back(config, tmp_path):
         export_hf(back, tmp_path / "again", shard_bytes=20_000, verified=False)
         for path in (tmp_path / "hf").glob("*.safetensors*"):
             assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=16), MeshConfig(data=2, pipeline=2, tensor=2)], ids=str)
+def test_a_run_is_exported_whatever_mesh_it_had(mesh, tmp_path):
+    config = replace(GPT2, n_layers=2, n_heads=4, d_head=8)
+    saved_run(tmp_path / "run", replace(config, norm="rmsnorm", positions="rope"), mesh)
+    assert export_hf(saved_model(tmp_path / "run"), tmp_path / "hf").largest < 1e-4
 
 
 def test_an_export_that_says_something_else_is_not_kept(tmp_path, monkeypatch):

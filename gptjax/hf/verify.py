@@ -43,7 +43,7 @@ class Verification:
 def verify(folder: Path, saved: SavedModel, dtype: np.dtype) -> Verification:
     """Compare a folder with the model it was written from; BadInput where they differ by more than rounding."""
     layout = saved.layout()
-    rows = max(2, layout.parts(layout.rules.batch))
+    rows = layout.parts(layout.rules.batch) * (saved.config.microbatches or 2 * layout.parts(layout.rules.layers))
     ids = np.random.default_rng(0).integers(saved.config.vocab_size, size=(rows, min(TOKENS, saved.config.context)))
     ours = _logits(saved.read(layout), saved, ids, layout)
     if find_spec("torch") and find_spec("transformers"):

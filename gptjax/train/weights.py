@@ -4,6 +4,7 @@ A folder of weights holds weights.json (the model, and where it comes from), par
 every file of params/) and, where there is one, tokenizer.model.
 """
 
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd
@@ -64,9 +65,10 @@ class SavedModel:
         return open_stores(self.run.data)[0].tokenizer
 
     def layout(self) -> Layout:
-        """Return how its run lay on the devices; weights alone are split over as many as divide them."""
+        """Return how its run lay on the devices; where these are others, the weights are split over what divides them."""
         if self.run:
-            return Layout(make_mesh(self.run.mesh), self.run.rules)
+            with suppress(BadInput):
+                return Layout(make_mesh(self.run.mesh), self.run.rules)
         return Layout(make_mesh(MeshConfig(fsdp=gcd(self.config.d_model, jax.device_count()))), Rules())
 
     def read(self, layout: Layout) -> Params:
