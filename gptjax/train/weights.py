@@ -65,7 +65,7 @@ class SavedModel:
         return open_stores(self.run.data)[0].tokenizer
 
     def layout(self) -> Layout:
-        """Return how its run lay on the devices; where these are others, the weights are split over what divides them."""
+        """Return how its run lay on the devices; where these are others, it is split over what divides it."""
         if self.run:
             with suppress(BadInput):
                 return Layout(make_mesh(self.run.mesh), self.run.rules)
