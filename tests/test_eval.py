@@ -20,6 +20,8 @@ import pytest
 from test_cli import RUN, call, refused
 
 from gptjax.commands import evaluation
+from gptjax.config import EvalConfig
+from gptjax.data.loader import Source
 from gptjax.data.tokenizer import ByteTokenizer, train_sentencepiece
 from gptjax.errors import BadInput
 from gptjax.eval import score as scoring
@@ -32,6 +34,7 @@ from gptjax.eval.tasks import BETWEEN, Row, Task, encode_pairs, evaluate, prompt
 from gptjax.models.gpt import GPTConfig, gpt
 from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh
 from gptjax.train import loss
+from gptjax.train.loop import train
 from gptjax.train.weights import saved_model
 
 GPT2 = GPTConfig(vocab_size=257, context=48, d_model=32, n_layers=2, n_heads=4, vocab_multiple=8, init_std=0.3)
@@ -186,6 +189,27 @@ def test_the_loss_is_trainings_own(run, opened):
     assert found.perplexity.value == pytest.approx(math.exp(said["loss"]), rel=1e-4)
     assert found.tokens == found.sequences * 64 and found.sequences % 8 == 0
     assert stores_for(saved, saved.run.data.sources[0].corpus)[0].digest == store.digest
+
+
+def test_of_pairs_the_answers_alone_count_as_in_training(run, opened, tmp_path):
+    base = opened[0].run
+    pairs = [{"prompt": f"{i}" + "ab" * (i % 7 + 1), "answer": "ba" * (i % 5 + 1)} for i in range(2000)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    config = replace(
+        base,
+        data=replace(base.data, sources=(Source(f"pairs:{tmp_path / 'pairs.jsonl'}"),), separate_documents=True),
+        evaluate=EvalConfig(sequences=4, batch=4),
+        mesh=MeshConfig(data=1, fsdp=4, context=2),
+    )
+    said = train(config, tmp_path / "run")
+    saved = saved_model(tmp_path / "run")
+    (store,) = stores_for(saved, None)
+    layout = saved.layout()
+    found = measure(saved.read(layout), saved.config, store, layout, sequences=4, batch=4, separate_documents=True)
+    assert found.loss.value == pytest.approx(said.loss, rel=1e-5)
+    assert found.loss.se == pytest.approx(said.loss_se, rel=1e-3)
+    assert found.bits_per_byte.value == pytest.approx(said.bits_per_byte, rel=1e-5)
+    assert 0 < found.tokens < found.sequences * 64 / 2
 
 
 def test_positions_average_to_the_loss_and_are_the_plain_ones(opened):

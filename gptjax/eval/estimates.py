@@ -29,7 +29,9 @@ def mean(samples: np.ndarray) -> Estimate:
 
 
 def ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
-    """Estimate sum(above) / sum(below) of independent pairs, (n,) each (Cochran 1977, section 2.11)."""
+    """Estimate sum(above) / sum(below) of independent pairs, (n,) each (Cochran 1977, section 2.11); nan of nothing."""
+    if not below.any():
+        return Estimate(math.nan, math.nan)
     value = float(above.sum() / below.sum())
     spread = mean(above - value * below)
     return Estimate(value, spread.se / float(below.mean()))

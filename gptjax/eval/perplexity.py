@@ -19,7 +19,7 @@ from gptjax.data.objectives import Batch
 from gptjax.data.store import TokenStore
 from gptjax.data.tokenizer import MODEL_FILE
 from gptjax.errors import BadInput
-from gptjax.eval.estimates import Estimate, mean, ratio
+from gptjax.eval.estimates import Estimate, ratio
 from gptjax.eval.score import read_rows, rows_of
 from gptjax.models.gpt import GPTConfig
 from gptjax.params import Params
@@ -66,15 +66,15 @@ def stores_for(saved: SavedModel, corpus: str | None) -> tuple[TokenStore, ...]:
     if corpus is None:
         if saved.run is None:
             raise BadInput(f"{saved.directory} holds weights alone and knows no corpus; give --corpus NAME")
-        return open_stores(data)
+        return open_stores(data, saved.config.context)
     if saved.run and corpus in (names := [source.corpus for source in data.sources]):
-        return (open_stores(data)[names.index(corpus)],)
+        return (open_stores(data, saved.config.context)[names.index(corpus)],)
     tokenizer = saved.tokenizer
     kept = Path(data.cache, "tokenizers", tokenizer.digest[:16])  # by content: all models that share it share stores
     if not (kept / MODEL_FILE).is_file():
         kept.mkdir(parents=True, exist_ok=True)
         tokenizer.save(kept)
-    (store,) = open_stores(DataConfig((Source(corpus),), str(kept), cache=data.cache))
+    (store,) = open_stores(DataConfig((Source(corpus),), str(kept), cache=data.cache), saved.config.context)
     if store.tokenizer.digest != tokenizer.digest:
         raise BadInput(f"{corpus} was tokenized otherwise than the data of {saved.directory}; name its corpus instead")
     return (store,)
@@ -104,34 +104,35 @@ def measure(
     whole = validation_batches(store, sequences, batch, config.context, separate_documents, split)
     whole = jax.tree.map(lambda x: x.reshape(-1, config.context), whole)
     N, T = whole.inputs.shape
-    bins = doubling(T)
-    nats_N, nats_T, squares_T = np.zeros(N), np.zeros(T), np.zeros(T)
-    binned = np.zeros((N, len(bins)))
+    nats_NT = np.zeros((N, T))
     with tqdm(total=N, desc=progress, disable=None if progress else True, leave=False) as bar:
         for rows, part in _parts(whole, rows_of(T, N, config, layout)):
             read, _ = read_rows(params, part.inputs, part.targets, part.segments, config, layout)
-            nats = np.asarray(read)[: rows.stop - rows.start].astype(np.float64)
-            nats_N[rows] = nats.sum(axis=1)
-            nats_T += nats.sum(axis=0)
-            squares_T += (nats**2).sum(axis=0)
-            for b, (first, last) in enumerate(bins):
-                binned[rows, b] = nats[:, first - 1 : last].mean(axis=1)
-            bar.update(len(nats))
-    loss = mean(nats_N / T)
-    bytes_N = store.tokenizer.token_bytes[whole.targets].sum(axis=1)
-    variance_T = np.maximum(squares_T / N - (nats_T / N) ** 2, 0) / (N - 1) if N > 1 else np.full(T, np.nan)
+            nats_NT[rows] = np.asarray(read)[: rows.stop - rows.start]
+            bar.update(rows.stop - rows.start)
+    predicted_NT = np.asarray(whole.weights, np.float64)  # 0 for the prompts of pairs, else 1
+    nats_NT *= predicted_NT
+    bytes_N = (store.tokenizer.token_bytes[whole.targets] * predicted_NT).sum(axis=1)
+
+    def over(first: int, last: int) -> Estimate:
+        """Estimate the loss over positions first to last, counted from 1."""
+        here = slice(first - 1, last)
+        return ratio(nats_NT[:, here].sum(axis=1), predicted_NT[:, here].sum(axis=1))
+
+    loss = over(1, T)
+    positions = [over(t, t) for t in range(1, T + 1)]
     return Perplexity(
         corpus=store.manifest.corpus,
         split=split,
         sequences=N,
-        tokens=N * T,
+        tokens=int(predicted_NT.sum()),
         bytes=int(bytes_N.sum()),
         loss=loss,
         perplexity=loss.exp(),
-        bits_per_byte=ratio(nats_N / log(2), bytes_N),
-        bins=tuple(Bin(*edges, mean(binned[:, b])) for b, edges in enumerate(bins)),
-        position_loss=nats_T / N,
-        position_se=np.sqrt(variance_T),
+        bits_per_byte=ratio(nats_NT.sum(axis=1) / log(2), bytes_N),
+        bins=tuple(Bin(*edges, over(*edges)) for edges in doubling(T)),
+        position_loss=np.array([each.value for each in positions]),
+        position_se=np.array([each.se for each in positions]),
     )
 
 
