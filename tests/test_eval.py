@@ -482,7 +482,7 @@ def test_eval_prints_and_writes_every_score(capsys, run, tmp_path):
 
 def test_weights_alone_are_evaluated_on_a_named_corpus(capsys, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert call(capsys, "export", run, "weights")[0] == 0
+    assert call(capsys, "export", run, "weights", "--format", "orbax")[0] == 0
     assert "give --corpus" in refused(capsys, "eval", "weights")
     corpus = "markov:documents=60,length=200,seed=3"
     found = []

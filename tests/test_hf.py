@@ -97,6 +97,12 @@ def test_a_run_is_exported_whatever_mesh_it_had(mesh, tmp_path):
     assert export_hf(saved_model(tmp_path / "run"), tmp_path / "hf").largest < 1e-4
 
 
+def test_a_model_of_transformers_is_to_be_imported_first(tmp_path):
+    write_hf(tmp_path / "hf", LLAMA)
+    with pytest.raises(BadInput, match="gptjax import it first"):
+        saved_model(tmp_path / "hf")
+
+
 def test_an_export_that_says_something_else_is_not_kept(tmp_path, monkeypatch):
     saved_run(tmp_path / "run", CONFIGS["mup"])
     monkeypatch.setattr("gptjax.hf.export.multipliers", lambda config: {})

@@ -100,6 +100,8 @@ def saved_model(directory: Path, step: int | None = None) -> SavedModel:
         return SavedModel(directory, from_json(GPTConfig, facts.pop("model")), None, facts.get("step"), facts)
     if not (directory / "config.json").is_file():
         raise BadInput(f"{directory} has neither config.json nor {MARK}; give the directory of a run or of weights")
+    if "architectures" in read_json(directory / "config.json"):
+        raise BadInput(f"{directory} holds a model of transformers; gptjax import it first")
     config = load_config(directory / "config.json")
     return SavedModel(directory, config.model, config, _chosen_step(directory, step), {})
 
