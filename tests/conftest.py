@@ -1,6 +1,7 @@
 """Eight simulated CPU devices for every test, and compiled programs kept between them; set before jax is imported."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(Path(__file__).parents[1] / ".cache" / "tests")
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of machine code: they take longer than tests run it
+
+with suppress(ImportError):  # before absl's: it drops all handlers of logs, and absl's would close pytest's own stderr
+    import submitit  # noqa: F401
 
 LONGEST = ("sweep", "model", "train", "mup", "mesh", "pack", "elastic", "hosts", "generate")  # minutes, not seconds
 
