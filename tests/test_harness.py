@@ -1,22 +1,19 @@
-"""Through lm-eval a model scores what `gptjax eval` gives it, and what transformers gives the same weights."""
+"""Through lm-eval a model scores what `gptjax eval` gives it, and what transformers gives its export."""
 
 import json
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from test_cli import call
 from test_eval import write_corpus
+from test_hf import saved_run
 
-from gptjax.data.tokenizer import Tokenizer
+from gptjax.data.tokenizer import train_sentencepiece
 from gptjax.eval.made import make_task
 from gptjax.eval.tasks import Row, Task, encode_pairs, evaluate, harness_task, prompts, to_jsonl
+from gptjax.hf.export import export_hf
 from gptjax.models.gpt import GPTConfig
-from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh
-from gptjax.train.weights import SavedModel
+from gptjax.train.weights import saved_model
 
 lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance  # noqa: E402
@@ -24,82 +21,26 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 
 from gptjax.eval.harness import GptJax  # noqa: E402
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-tokenizers = pytest.importorskip("tokenizers")
-pytest.importorskip("accelerate")
+for package in ("torch", "transformers", "accelerate"):
+    pytest.importorskip(package)
 from lm_eval.models.huggingface import HFLM  # noqa: E402
-from test_parity import from_openai, hf_openai  # noqa: E402
 
 TEXT = "def f(self, x):\n    return self.f(x) + x\n\nfor i in range(10):\n    print(f(i), i)\n" * 20
+LLAMA = {"norm": "rmsnorm", "bias": False, "positions": "rope", "activation": "silu", "gated": True, "n_kv_heads": 2}
 
 
-def theirs():
-    """Train a BPE of transformers' kind, that joins letters and brackets, with bos before what it encodes."""
-    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = tokenizers.decoders.ByteLevel()
-    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        [TEXT],
-        tokenizers.trainers.BpeTrainer(
-            vocab_size=290, special_tokens=["<bos>"], initial_alphabet=alphabet, show_progress=False
-        ),
-    )
-    bos = bpe.token_to_id("<bos>")
-    bpe.post_processor = tokenizers.processors.TemplateProcessing("<bos> $A", special_tokens=[("<bos>", bos)])
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<bos>", eos_token="<bos>")
-
-
-class Same(Tokenizer):
-    """The same ids, as our models ask for them."""
-
-    def __init__(self, tokenizer):
-        self.tokenizer, self.vocab_size, self.bos = tokenizer, len(tokenizer), tokenizer.bos_token_id
-        self.digest = "same"
-
-    def encode(self, document):
-        return np.array(self.tokenizer.encode(document.decode(), add_special_tokens=False), np.int32)
-
-    def encode_many(self, documents):
-        return [self.encode(document) for document in documents]
-
-    def decode(self, ids):
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True).encode()
-
-
-@dataclass(frozen=True)
-class InMemory(SavedModel):
-    """A model that is not on disk."""
-
-    params: object = None
-    ours: object = None
-
-    @cached_property
-    def tokenizer(self):
-        return self.ours
-
-    def layout(self):
-        return Layout(make_mesh(MeshConfig(data=8)), Rules())
-
-    def read(self, layout):
-        return jax.device_put(self.params, layout.replicated)
-
-
-@pytest.fixture(scope="module")
-def pair():
-    """Return the same weights as lm-eval's own HFLM and as ours."""
-    tokenizer = theirs()
-    config = GPTConfig(vocab_size=len(tokenizer), context=64, d_model=32, n_layers=2, n_heads=4)
-    torch.manual_seed(0)
-    model = hf_openai(config).float().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    params = from_openai({name: p.detach().numpy() for name, p in model.named_parameters()}, config)
-    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.bos_token_id
-    reference = HFLM(model, tokenizer=tokenizer, add_bos_token=True, batch_size=4, device="cpu")
-    return reference, GptJax(InMemory(Path("memory"), config, None, None, {}, params, Same(tokenizer)))
+@pytest.fixture(scope="module", params=[{}, LLAMA], ids=["gpt2", "llama"])
+def pair(request, tmp_path_factory):
+    """Return a run's export as lm-eval's own HFLM, and the run as ours."""
+    folder = tmp_path_factory.mktemp("harness")
+    tokenizer = train_sentencepiece([TEXT.encode()], 300)
+    config = GPTConfig(vocab_size=300, context=64, d_model=32, n_layers=2, n_heads=4, **request.param)
+    no_text = [i for i in range(300) if not tokenizer.decode([i]).isascii()]  # alone, such bytes are no UTF-8
+    saved_run(folder / "run", config, silent=no_text)
+    tokenizer.save(folder / "run")
+    export_hf(saved_model(folder / "run"), folder / "hf")
+    reference = HFLM(str(folder / "hf"), add_bos_token=True, batch_size=4, device="cpu", dtype="float32")
+    return reference, GptJax(folder / "run")
 
 
 def asked(kind, *args):

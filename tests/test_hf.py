@@ -54,8 +54,10 @@ def noisy(params, seed=1):
 MESH = MeshConfig(data=4, fsdp=2)
 
 
-def saved_run(directory, config, mesh=MESH):
+def saved_run(directory, config, mesh=MESH, silent=()):
+    """Save random weights as a run of the byte tokenizer; ids that are silent are never the likeliest."""
     params = noisy(gpt(config).init(jax.random.key(0)))
+    params["embedding"] = params["embedding"].at[jnp.array(silent, int)].set(0.0)
     with Checkpoints(directory / "checkpoints", SaveConfig()) as checkpoints:
         checkpoints.save(5, {"params": params})
     write_json(directory / "config.json", to_json(RunConfig(model=config, mesh=mesh)))
