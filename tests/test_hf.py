@@ -127,11 +127,6 @@ def test_the_command_line_exports_and_imports(dtype, tmp_path, capsys):
     stored = arrays["layers.mlp.up.kernel"].read().result()
     assert stored.dtype.name == dtype
     np.testing.assert_array_equal(stored.astype(np.float32), whole)
-    main(["generate", str(tmp_path / "weights"), "a", "--tokens", "3", "--temperature", "0"])
-    said = capsys.readouterr().out
-    if dtype == "float32":
-        main(["generate", str(tmp_path / "run"), "a", "--tokens", "3", "--temperature", "0"])
-        assert capsys.readouterr().out == said
 
 
 def write_hf(folder, config, dtype="float32", rename=str, **others):
@@ -343,6 +338,7 @@ def test_the_host_holds_one_array_and_not_the_model(tmp_path):
     with Checkpoints(tmp_path / "run" / "checkpoints", SaveConfig()) as checkpoints:
         checkpoints.save(1, {"params": jax.tree.map(lambda s: bits[: s.size].reshape(s.shape), shapes)})
     write_json(tmp_path / "run" / "config.json", to_json(RunConfig(model=config)))
+    ByteTokenizer().save(tmp_path / "run")
     for way in ("export", "import"):
         program = [sys.executable, "-c", MEASURE, way, str(tmp_path)]
         flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}

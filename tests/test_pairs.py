@@ -105,7 +105,7 @@ def test_an_epoch_of_the_loader_reads_every_example_once_on_host_and_device(corp
     crossing = (flat.segments[:, 1:] != flat.segments[:, :-1]) != (flat.inputs[:, 1:] == BOS)
     assert not crossing.any()
     sharding = Layout(make_mesh(MeshConfig(), jax.devices()[:1]), Rules()).sharding((None, "batch", "seq"))
-    there = Resident(loader, sharding)(range(n))
+    there = Resident(loader, sharding)([range(n)])[0]
     for a, b in zip(jax.tree.leaves(there), jax.tree.leaves(batch), strict=True):
         np.testing.assert_array_equal(a, b)
 

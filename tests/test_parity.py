@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_hf import saved_run
 
+from gptjax.cli import main
 from gptjax.data.json_tokenizer import JsonTokenizer, packed
 from gptjax.data.tokenizer import ByteTokenizer, load_tokenizer
 from gptjax.errors import BadInput
@@ -210,6 +212,18 @@ def test_tokens_are_drawn_from_the_distribution_of_transformers(sampling):
     theirs = torch.softmax(processors(torch.tensor(ids), torch.tensor(logits)), -1).numpy()
     ours = jax.nn.softmax(allowed(jnp.asarray(logits), jnp.asarray(seen), sampling))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_what_was_imported_says_what_the_run_says(tmp_path, capsys):
+    saved_run(tmp_path / "run", replace(QUICK, vocab_size=257))
+    main(["export", str(tmp_path / "run"), str(tmp_path / "hf")])
+    main(["import", str(tmp_path / "hf"), str(tmp_path / "weights")])
+    capsys.readouterr()
+    said = []
+    for model in ("run", "weights"):
+        main(["generate", str(tmp_path / model), "ab", "--tokens", "9", "--temperature", "0"])
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] and len(said[0]) > 5
 
 
 TEXTS = ["def f(a):\n    return a  # \u65e5\u672c \u00e9\0", "  two  spaces", "", "\U0001d11e<|end|>x"]
