@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from gptjax.allocator import keep_freed_memory
 from gptjax.config import EvalConfig, RunConfig, SaveConfig
@@ -121,6 +122,10 @@ def draw(path: Path, found: dict[str, Any]) -> None:
             rate = max(row["flops"] / row["seconds"] for row in found[name])
             ax.plot(x, [1e6 * row["flops"] / rate for row in found[name]], "--", label=f"at {rate / 1e9:.0f} GFLOP/s")
             ax.set(xscale="log", yscale="log")
+            ax.set_xticks(x, [f"{at:g}" for at in x])
+            ax.minorticks_off()
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
             ax.legend(fontsize=8)
         else:
             ax.set_ylim(0, 1.4e6 * max(seconds))
