@@ -99,6 +99,18 @@ def test_a_run_is_exported_whatever_mesh_it_had(mesh, tmp_path):
     assert export_hf(saved_model(tmp_path / "run"), tmp_path / "hf").largest < 1e-4
 
 
+def test_weights_whose_bytes_have_changed_are_refused(tmp_path, capsys):
+    write_hf(tmp_path / "hf", LLAMA)
+    import_hf(tmp_path / "hf", tmp_path / "weights")
+    (file,) = (path for path in (tmp_path / "weights" / "params" / "d").iterdir() if path.stat().st_size > 1000)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", str(tmp_path / "weights"), "a"])
+    assert stop.value.code == 2 and f"d/{file.name} is not as it was written" in capsys.readouterr().err
+
+
 def test_a_model_of_transformers_is_to_be_imported_first(tmp_path):
     write_hf(tmp_path / "hf", LLAMA)
     with pytest.raises(BadInput, match="gptjax import it first"):
