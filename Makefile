@@ -32,6 +32,7 @@ bench: install
 	$(RUN)python benchmarks/pack.py --json benchmarks/pack.json
 	$(RUN)python benchmarks/growth.py --json benchmarks/growth.json
 	$(RUN)python benchmarks/generate.py --json benchmarks/generate.json
+	$(RUN)python benchmarks/interop.py --json benchmarks/interop.json
 	$(RUN)python benchmarks/data.py --json benchmarks/data.json
 	$(RUN)python benchmarks/fit.py --json benchmarks/fit.json
 
