@@ -10,7 +10,7 @@ import pytest
 
 from gptjax.errors import BadInput
 from gptjax.models.gpt import GPTConfig, gpt
-from gptjax.models.layers import attend
+from gptjax.models.layers import attend, project
 from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh, use
 
 T = 12
@@ -136,7 +136,7 @@ def test_grouped_queries_are_heads_that_share_keys_and_values():
     assert_close(logits_of(full, repeated, tokens), logits_of(replace(full, n_kv_heads=0), repeated, tokens))
 
 
-@pytest.mark.parametrize("positions", [T, 150, 700])  # on a CPU: one block, blocks of 64, of 88 with a short last one
+@pytest.mark.parametrize("positions", [T, 150, 699])  # on a CPU: one block, blocks of 64, of 175, with a shorter last
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("documents", [False, True], ids=["whole", "segments"])
 def test_attend_is_jax_dot_product_attention(positions, n_kv_heads, documents):
@@ -162,6 +162,36 @@ def test_attend_is_jax_dot_product_attention(positions, n_kv_heads, documents):
         return jax.jit(jax.value_and_grad(summed, argnums=(0, 1, 2), has_aux=True))(q, k, v)
 
     assert_close(value_and_gradient(ours), value_and_gradient(reference))
+
+
+@pytest.mark.parametrize("sizes", [(2, 6, 5, 40), (2, 6, 40, 5), (2, 6, 8, 8)], ids=["widens", "narrows", "keeps"])
+def test_project_has_the_gradients_of_tensordot(sizes):
+    """Alone and for runs that train together."""
+    *lead, inner, outer = sizes
+    shapes = (*lead, inner), (inner, outer), (*lead, outer)
+    x, w, seen = (jax.random.normal(jax.random.key(i), (3, *shape)) for i, shape in enumerate(shapes))
+
+    def gradients(product, *inputs):
+        return jax.grad(lambda x, w, seen: (product(x, w, 1) * seen).sum(), argnums=(0, 1))(*inputs)
+
+    alone = gradients(project, x[0], w[0], seen[0])
+    assert_close(alone, gradients(jnp.tensordot, x[0], w[0], seen[0]))
+    together = jax.vmap(lambda *inputs: gradients(project, *inputs))(x, w, seen)
+    assert_close(jax.tree.map(lambda g: g[0], together), alone)
+
+
+@pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])
+def test_a_cpu_contracts_no_first_axis(config):
+    """Of the first of two matrices: XLA packs it element by element, and gives every other product to a library."""
+    params, tokens = init(config), draw_tokens()
+
+    def loss(params):
+        return jnp.square(gpt(replace(config, scan=False)).apply(params, tokens)).sum()
+
+    text = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
+    products = [line for line in text.splitlines() if " dot(" in line]
+    assert len(products) > 10 * config.n_layers
+    assert not [line for line in products if "batch_dims" not in line and "lhs_contracting_dims={0}" in line]
 
 
 def test_rotary_positions_are_relative_and_learned_ones_are_not():

@@ -3,7 +3,6 @@
 Shapes: B batch, T target positions, S source positions, D embed, N heads, G key/value heads, K head, F mlp.
 """
 
-import itertools
 from collections.abc import Callable
 from math import prod, sqrt
 from typing import Literal
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gptjax.models.cache import Cache, Held
+from gptjax.models.cpu import attend_in_blocks, multiply
 from gptjax.models.ring import ring_attend
 from gptjax.params import Axes, Init, constant, param
 from gptjax.sharding import constrain, current, parts, platform
@@ -29,13 +29,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def project(x: jax.Array, w: jax.Array, n_in: int = 1) -> jax.Array:
     """Contract the last n_in axes of x with the first n_in of w.
 
-    On a CPU the tokens are flattened first, unless their positions are split: XLA's weight gradient is then one plain
-    matmul, twice as fast.
+    On a CPU the tokens are flattened first, unless their positions are split: a weight's gradient is then one plain
+    product, twice as fast.
     """
     if platform() != "cpu" or parts("seq") > 1 or parts("stream") > 1:
         return jnp.tensordot(x, w, n_in)
     lead, inner, outer = x.shape[:-n_in], prod(w.shape[:n_in]), w.shape[n_in:]
-    return (x.reshape(-1, inner) @ w.reshape(inner, -1)).reshape(*lead, *outer)
+    return multiply(x.reshape(-1, inner), w.reshape(inner, -1)).reshape(*lead, *outer)
 
 
 class Linear(nnx.Module):
@@ -110,33 +110,11 @@ def attend(
         fused = platform() == "gpu" and q_BTNK.dtype == jnp.bfloat16 and q_BTNK.shape[-1] % 8 == 0 and not split
         implementation = "cudnn" if fused else "xla"
     if platform() == "cpu" and implementation == "xla" and not split:
-        return _attend_in_blocks(q_BTNK, k_BSGK, v_BSGK, segments_BT, scale)
+        return attend_in_blocks(q_BTNK, k_BSGK, v_BSGK, segments_BT, scale)
     mask = None if segments_BT is None else (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
     return jax.nn.dot_product_attention(
         q_BTNK, k_BSGK, v_BSGK, mask=mask, is_causal=True, scale=scale, implementation=implementation
     )
-
-
-def _attend_in_blocks(
-    q_BTNK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, segments_BT: jax.Array | None, scale: float
-) -> jax.Array:
-    """The same arithmetic as XLA's CPU backend runs it fastest: plain matmuls over (B, G), no later blocks of keys."""
-    B, T, N, K = q_BTNK.shape
-    G = k_BSGK.shape[2]
-    q = q_BTNK.transpose(0, 2, 1, 3).reshape(B, G, N // G, T, K) * scale
-    k, v = k_BSGK.transpose(0, 2, 3, 1), v_BSGK.transpose(0, 2, 1, 3)
-    seen = []
-    for start, end in itertools.pairwise([*range(0, T, max(64, -(-T // 8))), T]):
-        scores = (q[..., start:end, :].reshape(B, G, -1, K) @ k[..., :end]).astype(jnp.float32)
-        scores = scores.reshape(B, N, end - start, end)
-        visible = jnp.arange(end) <= jnp.arange(start, end)[:, None]
-        if segments_BT is not None:
-            visible &= (segments_BT[:, start:end, None] == segments_BT[:, None, :end])[:, None]
-        scores = jnp.where(visible, scores, -1e30)
-        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
-        mixed = weights.astype(v.dtype).reshape(B, G, -1, end) @ v[..., :end, :]
-        seen.append(mixed.reshape(B, N, -1, K) / weights.sum(-1, keepdims=True).astype(v.dtype))
-    return jnp.concatenate(seen, axis=2).transpose(0, 2, 1, 3)
 
 
 def attend_held(
