@@ -1,12 +1,14 @@
 """How long a sweep takes: ours against the conventional way, each (N, D) a process with a cosine run of its own.
 
-    python benchmarks/sweep.py [--full] [--seeds N] [--workers N] [--json FILE] [--figure FILE]
+    python benchmarks/sweep.py [--full] [--seeds N] [--workers N] [--peaks 1,1.5] [--json FILE] [--figure FILE]
 
 Both train the same cells on the same text, with as many processes at once, a core each: the quick sweep's recipe, at
 three sizes and three budgets, or with --full at all of them. Ours begins with no compiled programs and keeps them from
 then on; the conventional way compiles in every process. The data are tokenized before. What cosine runs reach is
 compared with what the cooled-down branches reach, cell by cell: a run for each cell would be worth its cost only if it
-reached less. With several seeds each cell is trained as often; one worker may then pack them (train/pack.py).
+reached less. With several peaks, multiples of the plan's, cosine runs are trained at each and a cell's best counts;
+the time is that of the first. With several seeds each cell is trained as often; one worker may then pack them
+(train/pack.py).
 """
 
 import argparse
@@ -75,13 +77,15 @@ def ours(sweep: SweepConfig, folder: Path, workers: int) -> tuple[float, dict[st
     return seconds, {run.name: rows[run.name]["loss"] for run in plan.runs if run.role == "cell"}
 
 
-def alone(run: PlannedRun) -> RunConfig:
-    """Give a cell as a run of its own, whose rate falls along a cosine over all of its steps."""
-    return replace(run.config, init_from=None, optim=replace(run.config.optim, schedule="cosine"))
+def alone(run: PlannedRun, peak: float) -> RunConfig:
+    """Give a cell as a run of its own, whose rate falls along a cosine, from `peak` times the plan's."""
+    optim = replace(run.config.optim, schedule="cosine", lr=peak * run.config.optim.lr)
+    return replace(run.config, init_from=None, optim=optim)
 
 
-def conventional(sweep: SweepConfig, folder: Path) -> tuple[float, dict[str, float]]:
+def conventional(sweep: SweepConfig, folder: Path, peak: float) -> tuple[float, dict[str, float]]:
     """Train every cell in a process of its own, as many at once as the sweep has workers, each on its core."""
+    folder.mkdir()
     runs = [run for run in make_plan(sweep).runs if run.role == "cell"]
     cores: Queue[int] = Queue()
     for core in sorted(os.sched_getaffinity(0))[: sweep.workers]:
@@ -90,7 +94,7 @@ def conventional(sweep: SweepConfig, folder: Path) -> tuple[float, dict[str, flo
 
     def train(run: PlannedRun) -> None:
         config, core = folder / f"{run.name}.json", cores.get()
-        write_json(config, to_json(alone(run)))
+        write_json(config, to_json(alone(run, peak)))
         command = [sys.executable, "-c", CONVENTIONAL, str(config), str(folder / run.name)]
         process = subprocess.Popen(command, env=environment, cwd=ROOT)
         os.sched_setaffinity(process.pid, {core})
@@ -130,13 +134,19 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="of ours; the conventional way has a process for every core")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
+    parser.add_argument("--peaks", default="1", help="of cosine runs, over the plan's")
     args = parser.parse_args()
+    peaks = [float(peak) for peak in args.peaks.split(",")]
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     sweep = sweep_of(args.full, args.seeds)
     open_stores(sweep.base.data)
     with tempfile.TemporaryDirectory() as folder:
         fast, branch = ours(sweep, Path(folder), args.workers or sweep.workers)
-        slow, cosine = conventional(sweep, Path(folder))
+        tried = {peak: conventional(sweep, Path(folder) / f"cosine-{peak:g}", peak) for peak in peaks}
+    slow = tried[peaks[0]][0]
+    cosine = {name: min(losses[name] for _, losses in tried.values()) for name in branch}
+    for peak, (_, losses) in tried.items():
+        print(f"peak {peak:g}: {statistics.mean(losses[name] - cosine[name] for name in branch):.4f} above the best")
     for name, loss in branch.items():
         print(f"{name:24s} branch {loss:.4f}, cosine {cosine[name]:.4f}: {loss - cosine[name]:+.4f}")
     gaps = [loss - cosine[name] for name, loss in branch.items()]
@@ -146,7 +156,7 @@ def main() -> None:
     if args.figure:
         draw(args.figure, sweep, branch, cosine)
     if args.json:
-        write_json(args.json, {"seconds": [fast, slow], "branch": branch, "cosine": cosine})
+        write_json(args.json, {"seconds": [fast, slow], "branch": branch, "cosine": cosine, "peaks": peaks})
 
 
 if __name__ == "__main__":
