@@ -33,6 +33,7 @@ CPU_SHAPES = (
 GPU_SHAPES = (Shape(50304, 768, 12, 1024, 12, 32), Shape(50304, 2048, 24, 2048, 16, 4))
 LIMITS = ("matmul", "jax products", "torch products")
 STEPS, CHECKED = 3, 3  # steps of a turn, and steps whose losses are compared
+PAUSE = 0.5  # seconds between turns: threads of OpenMP spin for a fifth of one when their work is done
 
 
 def ours(shape: Shape, weights: Path, bfloat16: bool) -> Step:
@@ -206,6 +207,7 @@ def measure(shape: Shape, names: list[str], turns: int, bfloat16: bool) -> dict[
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(turns):
         for name in names:
+            time.sleep(PAUSE)
             pipes[name].send(True)
             seconds[name].append(pipes[name].recv()[0])
     for pipe in pipes.values():
