@@ -33,7 +33,7 @@ CPU_SHAPES = (
 GPU_SHAPES = (Shape(50304, 768, 12, 1024, 12, 32), Shape(50304, 2048, 24, 2048, 16, 4))
 LIMITS = ("matmul", "jax products", "torch products")
 STEPS, CHECKED = 3, 3  # steps of a turn, and steps whose losses are compared
-PAUSE = 0.5  # seconds between turns: threads of OpenMP spin for a fifth of one when their work is done
+PAUSE = 0.5  # seconds between turns, in which threads that still wait for work from the last one go to sleep
 
 
 def ours(shape: Shape, weights: Path, bfloat16: bool) -> Step:

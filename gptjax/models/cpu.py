@@ -68,8 +68,8 @@ def _forward(
     q = _rows(q_BGRTK, blocks)
     k, v = ([x[:, :, start:end] for start, end in blocks] for x in (k_BGTK, v_BGTK))
     seen, kept = [], []
-    for i, later in enumerate(blocks):
-        scores = [_scores(q[i], k[j], _visible(later, blocks[j], segments_BT, R)) for j in range(i + 1)]
+    for i, queries in enumerate(blocks):
+        scores = [_scores(q[i], k[j], _visible(queries, blocks[j], segments_BT, R)) for j in range(i + 1)]
         top_BGM1 = reduce(jnp.maximum, [s_BGMS.max(-1, keepdims=True) for s_BGMS in scores])
         weights = [jnp.exp(s_BGMS - top_BGM1) for s_BGMS in scores]
         total_BGM1 = reduce(add, [w_BGMS.sum(-1, keepdims=True) for w_BGMS in weights]).astype(v_BGTK.dtype)
