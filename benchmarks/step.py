@@ -15,6 +15,7 @@ import multiprocessing as mp
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -30,7 +31,7 @@ CPU_SHAPES = (
     Shape(2048, 128, 4, 256, 4, 16),
     Shape(2048, 256, 6, 256, 4, 16),
 )
-GPU_SHAPES = (Shape(50304, 768, 12, 1024, 12, 32), Shape(50304, 2048, 24, 2048, 16, 4))
+GPU_SHAPES = (Shape(50304, 768, 12, 1024, 12, 32), Shape(50304, 2048, 24, 2048, 16, 8))
 LIMITS = ("matmul", "jax products", "torch products")
 STEPS, CHECKED = 3, 3  # steps of a turn, and steps whose losses are compared
 PAUSE = 0.5  # seconds between turns, in which threads that still wait for work from the last one go to sleep
@@ -49,7 +50,7 @@ def ours(shape: Shape, weights: Path, bfloat16: bool) -> Step:
     keep_freed_memory()
     config = GPTConfig(
         shape.vocab, shape.context, shape.d_model, shape.layers, shape.heads,
-        scan=jax.default_backend() != "cpu", dtype="bfloat16" if bfloat16 else "float32",
+        scan=None if bfloat16 else False, dtype="bfloat16" if bfloat16 else "float32",
     )  # fmt: skip
     optim = OptimConfig(b1=BETAS[0], b2=BETAS[1], eps=EPS, weight_decay=DECAY, clip=1.0)
     programs = make_programs(config, optim, Layout(make_mesh(MeshConfig()), Rules()), 0.0, 1)
@@ -148,7 +149,7 @@ def serve(name: str, shape: Shape, weights: Path, bfloat16: bool, pipe: Any) -> 
     """Build one alternative; then take a turn whenever asked, and answer with seconds and losses."""
     if name in LIMITS:
         limit = matmul(8192 if bfloat16 else 1024, bfloat16) if name == "matmul" else products(shape, name.split()[0])
-        pipe.send(("", []))
+        pipe.send(("", [], 0))
         while pipe.recv():
             pipe.send((limit(), []))
         return
@@ -166,7 +167,7 @@ def serve(name: str, shape: Shape, weights: Path, bfloat16: bool, pipe: Any) -> 
     sizes = (STEPS, shape.batch, shape.context)
     tokens, targets = (rng.integers(shape.vocab, size=sizes).astype(np.int32) for _ in range(2))
     losses = [step(tokens[i], targets[i]) for i in range(CHECKED)]
-    pipe.send((version(name), losses))
+    pipe.send((version(name), losses, peak_bytes(name) if bfloat16 else 0))
     while pipe.recv():
         step(tokens[0], targets[0])  # wakes threads and caches
         start = time.perf_counter()
@@ -182,6 +183,17 @@ def version(name: str) -> str:
     import jax
 
     return f"jax {jax.__version__}"
+
+
+def peak_bytes(name: str) -> int:
+    """Return the most memory of the GPU that the steps so far have held; jax's includes what trying kernels took."""
+    if name.startswith("torch"):
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    import jax
+
+    return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
 
 
 def flops(shape: Shape) -> float:
@@ -200,6 +212,7 @@ def measure(shape: Shape, names: list[str], turns: int, bfloat16: bool) -> dict[
             work = (name, shape, Path(folder) / "weights.npz", bfloat16, theirs)
             context.Process(target=serve, args=work, daemon=True).start()
             said[name] = pipes[name].recv()
+            print(f"{name} is ready", file=sys.stderr)
     first = np.asarray(said["ours"][1])
     for name in names:
         if name not in LIMITS:
@@ -216,6 +229,7 @@ def measure(shape: Shape, names: list[str], turns: int, bfloat16: bool) -> dict[
     return {
         "shape": vars(shape),
         "versions": {name: said[name][0] for name in seconds if name not in LIMITS},
+        "peak_bytes": {name: said[name][2] for name in seconds if name not in LIMITS},
         "ms": {name: [round(1e3 * s, 3) for s in series] for name, series in seconds.items()},
         "matmul_gflops": [round(rate / 1e9, 1) for rate in rates],
         "gflop": flops(shape) / 1e9,
@@ -231,7 +245,8 @@ def show(found: dict[str, Any]) -> None:
         ratio = statistics.median(theirs / mine for theirs, mine in zip(series, ours, strict=True))
         share = found["gflop"] / ms * 1e3 / best
         spread = f"({min(series):.1f} to {max(series):.1f})"
-        print(f"  {name:20s} {ms:9.1f} ms {spread:24s} {ratio:5.2f} of ours, {share:4.0%} of {best:.0f} GFLOP/s")
+        held = f", {found['peak_bytes'][name] / 2**30:.1f} GiB" if found["peak_bytes"].get(name) else ""
+        print(f"  {name:20s} {ms:9.1f} ms {spread:24s} {ratio:5.2f} of ours, {share:4.0%} of {best:.0f} GFLOP/s{held}")
 
 
 def main() -> None:
@@ -242,7 +257,9 @@ def main() -> None:
     parser.add_argument("--shapes", default="", help="their numbers, separated by commas")
     args = parser.parse_args()
     gpu = Path("/proc/driver/nvidia").exists()
-    if not gpu:
+    if gpu:
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # several processes share it
+    else:
         os.environ["JAX_PLATFORMS"] = "cpu"
     peers = ["torch", "torch.compile"] + ([] if gpu else ["torch, kept", "torch.compile, kept", "linen"])
     limits = ["matmul"] if gpu else [*LIMITS]

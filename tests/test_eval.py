@@ -107,7 +107,7 @@ def test_few_programs_are_compiled():
 
 def test_where_logits_are_large_they_are_made_in_parts(params, requests, monkeypatch):
     whole = score(params, GPT2, requests, ALONE)
-    monkeypatch.setattr(loss, "LOGITS_BYTES_CPU", 1 << 12)
+    monkeypatch.setitem(loss.LOGITS_BYTES, "cpu", 1 << 12)
     config = replace(GPT2, init_std=0.31)  # traced anew; the weights are given
     parts = []
     monkeypatch.setattr(scoring, "head_parts", lambda shape: parts.append(loss.head_parts(shape)) or parts[-1])

@@ -33,7 +33,7 @@ def batch_of(config: GPTConfig, rows: int = 4) -> Batch:
 
 def found(config: GPTConfig, limit: float, monkeypatch, layout: Layout | None = None):
     """Compile loss and gradient with so many bytes of logits at once; return what they are, and the program."""
-    monkeypatch.setattr(loss, "LOGITS_BYTES_CPU", limit)
+    monkeypatch.setitem(loss.LOGITS_BYTES, "cpu", limit)
     model, batch = gpt(config), batch_of(config)
     params = jax.jit(model.init)(jax.random.key(0))
 
@@ -46,6 +46,29 @@ def found(config: GPTConfig, limit: float, monkeypatch, layout: Layout | None = 
     program = jax.jit(jax.value_and_grad(lambda p: jax.tree.map(lambda s: s / 7, mean(p)), has_aux=True))
     compiled = program.lower(params).compile()
     return compiled(params), compiled
+
+
+@pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, tensor=4)], ids=["whole", "vocabulary split"])
+def test_nats_and_their_gradient_are_those_of_optax(mesh):
+    logits = 5 * jax.random.normal(jax.random.key(0), (2, 6, 32))
+    targets = jax.random.randint(jax.random.key(1), (2, 6), 0, 32)
+    weights = jax.random.uniform(jax.random.key(2), (2, 2, 6))
+
+    def ours(logits):
+        nats, log_z = loss.token_nats(logits, targets)
+        return (nats * weights[0] + log_z**2 * weights[1]).sum()
+
+    def theirs(logits):
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+        return (nats * weights[0] + jax.nn.logsumexp(logits, axis=-1) ** 2 * weights[1]).sum()
+
+    def found(logits):
+        if mesh is None:
+            return jax.value_and_grad(ours)(logits)
+        with use(Layout(make_mesh(mesh), Rules())):
+            return jax.value_and_grad(ours)(logits)
+
+    assert optax.tree.norm(optax.tree.sub(jax.jit(found)(logits), jax.value_and_grad(theirs)(logits))) < 1e-4
 
 
 @pytest.mark.parametrize("config", CASES.values(), ids=CASES)
@@ -89,7 +112,7 @@ def test_only_a_part_of_the_logits_is_held(monkeypatch):
 def test_parts_divide_the_positions():
     one = 4 * 8 * 50257  # bytes of a position of eight rows
     assert head_parts((8, 1024, 50257)) == next(
-        n for n in (32, 64, 128, 256, 512) if 1024 * one <= n * loss.LOGITS_BYTES_CPU
+        n for n in (32, 64, 128, 256, 512) if 1024 * one <= n * loss.LOGITS_BYTES["cpu"]
     )
     assert head_parts((8, 7, 10**9)) == 7
     assert head_parts((1, 16, 16)) == 1

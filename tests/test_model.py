@@ -2,16 +2,20 @@
 
 import re
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from gptjax.errors import BadInput
+from gptjax.models import layers, stack
 from gptjax.models.gpt import GPTConfig, gpt
 from gptjax.models.layers import attend, project
+from gptjax.models.norm import normalize
 from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh, use
 
 T = 12
@@ -166,19 +170,80 @@ def test_attend_is_jax_dot_product_attention(positions, n_kv_heads, documents):
 
 
 @pytest.mark.parametrize("sizes", [(2, 6, 5, 40), (2, 6, 40, 5), (2, 6, 8, 8)], ids=["widens", "narrows", "keeps"])
-def test_project_has_the_gradients_of_tensordot(sizes):
-    """Alone and for runs that train together."""
+@pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
+def test_project_has_the_gradients_of_tensordot(sizes, device, monkeypatch):
+    """Alone and for runs that train together, as every kind of device computes it."""
+    monkeypatch.setattr(layers, "platform", lambda: device)
     *lead, inner, outer = sizes
-    shapes = (*lead, inner), (inner, outer), (*lead, outer)
-    x, w, seen = (jax.random.normal(jax.random.key(i), (3, *shape)) for i, shape in enumerate(shapes))
+    shapes = (*lead, 2, inner), (2, inner, outer, 3), (outer, 3), (*lead, outer, 3)
+    inputs = [jax.random.normal(jax.random.key(i), (3, *shape)) for i, shape in enumerate(shapes)]
 
     def gradients(product, *inputs):
-        return jax.grad(lambda x, w, seen: (product(x, w, 1) * seen).sum(), argnums=(0, 1))(*inputs)
+        return jax.grad(lambda x, w, b, seen: (product(x, w, b) * seen).sum(), argnums=(0, 1, 2))(*inputs)
 
-    alone = gradients(project, x[0], w[0], seen[0])
-    assert_close(alone, gradients(jnp.tensordot, x[0], w[0], seen[0]))
-    together = jax.vmap(lambda *inputs: gradients(project, *inputs))(x, w, seen)
+    ours = partial(gradients, lambda x, w, b: project(x, w, b, 2))
+    alone = ours(*(x[0] for x in inputs))
+    assert_close(alone, gradients(lambda x, w, b: jnp.tensordot(x, w, 2) + b, *(x[0] for x in inputs)))
+    together = jax.vmap(ours)(*inputs)
     assert_close(jax.tree.map(lambda g: g[0], together), alone)
+
+
+@pytest.mark.parametrize("kind", [nnx.LayerNorm, nnx.RMSNorm])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_norms_are_those_of_flax(kind, dtype):
+    """With the gradients that jax takes itself; kept for them are the input and two numbers a row."""
+    key = jax.random.key(0)
+    norm = kind(48, epsilon=1e-5, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=jnp.float32)
+    norm.scale[...] = 1 + jax.random.normal(key, (48,))
+    graph, weights = nnx.split(norm)
+    x, seen = (3 * jax.random.normal(jax.random.fold_in(key, i), (4, 5, 48)) + 1 for i in range(2))
+    bias = getattr(norm, "bias", None)
+
+    def ours(x, scale, bias):
+        return normalize(x, scale, bias, kind is nnx.LayerNorm, 1e-5)
+
+    def theirs(x, weights):
+        return nnx.merge(graph, weights)(x)
+
+    x = x.astype(dtype)
+    inputs = x, norm.scale[...], None if bias is None else bias[...]
+    found, gradient = jax.vjp(ours, *inputs)
+    wanted, reference = jax.vjp(theirs, x, weights)
+    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
+    assert_close(found, wanted, tolerance)
+    dx, d_scale, d_bias = gradient(seen.astype(dtype))
+    their_dx, their_weights = reference(seen.astype(dtype))
+    assert_close((dx, d_scale), (their_dx, their_weights["scale"][...]), tolerance)
+    if bias is not None:
+        assert_close(d_bias, their_weights["bias"][...], tolerance)
+    kept = sum(leaf.nbytes for leaf in jax.tree.leaves(gradient))
+    assert kept <= x.nbytes + 2 * 4 * 4 * 5 + 2 * 4 * 48
+
+
+def test_a_gpu_runs_few_layers_without_a_loop(monkeypatch):
+    """As a loop gives, and with every position's features side by side in memory."""
+    config = replace(GPT2, n_layers=3)
+    params, tokens = init(config), draw_tokens()
+    wanted = loss_and_gradient(config, params, tokens)
+
+    def program():
+        return str(jax.make_jaxpr(lambda params: gpt(config).apply(params, tokens))(params))
+
+    assert " scan[" in program()
+    monkeypatch.setattr(stack, "platform", lambda: "gpu")
+    assert " scan[" not in program()
+    assert program().count("major_to_minor=(0, 1, 2)") == config.n_layers + 1
+    assert_close(loss_and_gradient(config, params, tokens), wanted)
+    monkeypatch.setattr(stack, "UNROLLED", 2)
+    assert " scan[" in program()
+
+
+@pytest.mark.skipif(not find_spec("jax_cuda12_plugin") and not find_spec("jax_cuda13_plugin"), reason="no CUDA wheels")
+def test_dots_keeps_what_fused_attention_gives():
+    config = replace(GPT2, dtype="bfloat16", attention="cudnn", remat="dots", d_head=64)
+    program = str(jax.make_jaxpr(jax.grad(lambda p: gpt(config).apply(p, draw_tokens()).sum()))(init(config)))
+    assert program.count("dot_product_attention_fwd_wrapper[") == 1
+    assert program.count("dot_product_attention_bwd_wrapper[") == 1
 
 
 @pytest.mark.parametrize("config", [GPT2, LLAMA], ids=["gpt2", "llama"])

@@ -88,13 +88,14 @@ def _activations(config: RunConfig, sizes: Mapping[str, int], platform: str) -> 
     heads, mlp = (2 * c.n_heads + 2 * c.kv_heads) * c.head_size / split, c.mlp_size / split
     fused = platform == "cuda" and width == 2 and c.attention != "xla" and c.head_size % 8 == 0
     scores = 0 if fused and sizes["context"] == 1 else c.n_heads * c.context / split * (width + 4)
-    # As counted in compiled steps of GPT-2 and GPT-3: norms keep six streams in float32, an MLP six of its own width.
-    whole = 24 * c.d_model + width * (2 * c.d_model + heads + 6 * mlp) + scores
-    dots = width * (2 * c.d_model + heads + (2 if c.gated else 1) * mlp)
+    # As counted in compiled steps of GPT-2 and GPT-3: an MLP keeps what goes into its activation and what comes out.
+    into = (2 if c.gated else 1) * mlp
+    whole = width * (4 * c.d_model + heads + into + mlp) + scores
+    dots = width * (2 * c.d_model + heads + into)
     saved = {"none": whole, "dots": dots, "full": width * c.d_model}[c.remat]
     logits = rows * 4 * c.padded_vocab / split / stages
     if sizes["context"] == 1:  # else the positions are not taken in parts
-        logits = min(logits, LOGITS_BYTES)
+        logits = min(logits, LOGITS_BYTES[{"cuda": "gpu", "": "tpu"}.get(platform, platform)])
     return int(rows * (saved * c.n_layers / stages * ticks + whole / micro) + 3 * logits)
 
 

@@ -59,7 +59,7 @@ class GPTConfig:
     remat: Literal["none", "dots", "full"] = how("none")
     attention: Literal["auto", "xla", "cudnn"] = how("auto")
     microbatches: int = how(0)  # parts of the batch in flight through pipeline stages; 0: two for each stage
-    scan: bool = how(True)  # False unrolls the layers: faster for a few small ones on a CPU
+    scan: bool | None = how(None)  # loop over the layers; None: but for up to 24 of them on a GPU (stack.py)
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -10,37 +10,57 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from gptjax.errors import BadInput
 from gptjax.params import layer_of
-from gptjax.sharding import current, parts
+from gptjax.sharding import current, parts, platform
+
+UNROLLED = 24  # layers that compile in less than half a minute
 
 
 def run_stack(
-    layers: nnx.Module, x_BTD: jax.Array, *args: Any, scan: bool, remat: str, microbatches: int = 0
+    layers: nnx.Module, x_BTD: jax.Array, *args: Any, scan: bool | None, remat: str, microbatches: int = 0
 ) -> jax.Array:
     """Return x after all layers; `args` (B, ...) go to each of them.
 
-    scan: compile one layer and loop over it; else a loop that lets XLA fuse across a few small ones.
+    scan: compile one layer and loop over it. Else all are compiled, which takes longer and runs faster: a loop copies
+    what the backward pass needs into stacks, and out again. None: a loop, but for up to UNROLLED layers on a GPU.
     remat: "none" keeps every activation, "dots" keeps matmul outputs, "full" keeps only each layer's input.
     microbatches: where the layout splits "layers", the parts of the batch in its stages; 0 is two for each stage.
     """
     layer, weights = layer_of(layers)
+    if scan is None:
+        scan = platform() != "gpu" or jax.tree.leaves(weights)[0].shape[0] > UNROLLED
     if remat != "none":
-        dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        layer = jax.checkpoint(layer, policy=dots if remat == "dots" else None, prevent_cse=not scan)
+        layer = jax.checkpoint(layer, policy=_is_matmul if remat == "dots" else None, prevent_cse=not scan)
 
     def through(weights: Any, x: jax.Array, *args: Any) -> jax.Array:
         if scan:
             return jax.lax.scan(lambda x, w: (layer(w, x, *args), None), x, weights)[0]
+        x = _rows_whole(x)
         for one in _each(weights):
-            x = layer(one, x, *args)
+            x = _rows_whole(layer(one, x, *args))
         return x
 
     stages = parts("layers")
     if stages == 1:
         return through(weights, x_BTD, *args)
     return pipeline(through, weights, x_BTD, args, stages, microbatches or 2 * stages)
+
+
+def _is_matmul(primitive: Any, *args: Any, **settings: Any) -> bool:
+    """Say whether an operation is a matmul with weights, or a fused attention, which gives no scores to keep."""
+    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return primitive.name.startswith("dot_product_attention_fwd") or dots(primitive, *args, **settings)
+
+
+def _rows_whole(x_BTD: jax.Array) -> jax.Array:
+    """Have a GPU's compiler lay the features of a position side by side, as it does at a loop's ends.
+
+    Left to itself it may lay rows of the batch there, and every norm then strides through memory.
+    """
+    return with_layout_constraint(x_BTD, Layout((0, 1, 2))) if platform() == "gpu" else x_BTD
 
 
 def unstacked(layers: nnx.Module, method: str) -> list[Callable[..., Any]]:

@@ -20,18 +20,45 @@ from gptjax.sharding import constrain, current, parts, platform, use
 Apply = Callable[..., jax.Array]
 Sums = tuple[jax.Array, jax.Array]
 Read = Callable[..., Sums]
-LOGITS_BYTES = 2**28  # on a device: where they are larger, the head and its loss take the positions in parts
-LOGITS_BYTES_CPU = 2**23  # about what a cache holds
+# Where float32 logits are larger, the head and its loss take the positions in parts. A CPU's cache holds about as much;
+# a GPU has room for more, and larger products run faster.
+LOGITS_BYTES = {"cpu": 2**23, "gpu": 2**31, "tpu": 2**28}
 AXES = {"embedding": ("vocab", "embed"), "head": ("embed", "vocab")}  # of what the logits are read with
 
 
 @jax.named_scope("loss")
 def token_nats(logits_BTV: jax.Array, targets_BT: ArrayLike) -> tuple[jax.Array, jax.Array]:
     """Return -log p(target) and log Z of each position, in nats."""
+    return _nats(logits_BTV, jnp.asarray(targets_BT))
+
+
+@jax.custom_vjp
+def _nats(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _nats_forward(logits_BTV, targets_BT)[0]
+
+
+def _nats_forward(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[tuple[jax.Array, jax.Array], Any]:
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-    # A masked sum splits over the vocabulary; a gather does not.
-    hit_BTV = jnp.arange(logits_BTV.shape[-1]) == jnp.asarray(targets_BT)[..., None]
-    return log_z_BT - jnp.sum(jnp.where(hit_BTV, logits_BTV, 0.0), axis=-1), log_z_BT
+    if parts("vocab") == 1:
+        target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1, mode="clip")[..., 0]
+    else:  # a masked sum splits over the vocabulary; a gather does not
+        target_BT = jnp.sum(jnp.where(_is_target(logits_BTV, targets_BT), logits_BTV, 0.0), axis=-1)
+    return (log_z_BT - target_BT, log_z_BT), (logits_BTV, targets_BT, log_z_BT)
+
+
+def _nats_gradients(kept: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    logits_BTV, targets_BT, log_z_BT = kept
+    d_nats_BT, d_log_z_BT = cotangents
+    p_BTV = jnp.exp(logits_BTV - log_z_BT[..., None])
+    d_target_BTV = jnp.where(_is_target(logits_BTV, targets_BT), d_nats_BT[..., None], 0.0)
+    return p_BTV * (d_nats_BT + d_log_z_BT)[..., None] - d_target_BTV, None
+
+
+def _is_target(logits_BTV: jax.Array, targets_BT: jax.Array) -> jax.Array:
+    return jnp.arange(logits_BTV.shape[-1]) == targets_BT[..., None]
+
+
+_nats.defvjp(_nats_forward, _nats_gradients)
 
 
 def summed_loss(params: Params, batch: Batch, apply: Apply, z_loss: float) -> Sums:
@@ -59,7 +86,7 @@ def head_parts(logits_BTV: tuple[int, ...]) -> int:
     if parts("seq") * parts("stream") > 1:
         return 1
     held = 4 * math.prod(logits_BTV) / parts("batch") / parts("vocab")
-    limit = LOGITS_BYTES_CPU if platform() == "cpu" else LOGITS_BYTES
+    limit = LOGITS_BYTES[platform()]
     divisors = [n for n in range(1, logits_BTV[1] + 1) if logits_BTV[1] % n == 0]
     return next((n for n in divisors if held <= n * limit), divisors[-1])
 

@@ -25,6 +25,8 @@ from gptjax.train.state import TrainState, abstract_state, new_state
 from gptjax.train.tune import EVERYTHING, TuneConfig, tuned
 
 Metrics = dict[str, jax.Array]
+# A GPU's library adds biases, residuals and GELU in the product itself, which Triton's products and merged ones do not.
+OPTIONS = {"gpu": {"xla_gpu_enable_triton_gemm": False, "xla_gpu_dot_merger_threshold_mb": 0}}
 
 
 def train_step(
@@ -134,7 +136,9 @@ def make_programs(
     return Programs(
         abstract,
         meet_when_compiled(jax.jit(init, out_shardings=state, compiler_options=once)),
-        meet_when_compiled(jax.jit(train, donate_argnums=0, out_shardings=trained)),
+        meet_when_compiled(
+            jax.jit(train, donate_argnums=0, out_shardings=trained, compiler_options=OPTIONS.get(layout.platform))
+        ),
         train,
         trained,
         meet_when_compiled(jax.jit(evaluate, out_shardings=layout.replicated)),
