@@ -15,7 +15,6 @@ import multiprocessing as mp
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -31,9 +30,9 @@ CPU_SHAPES = (
     Shape(2048, 128, 4, 256, 4, 16),
     Shape(2048, 256, 6, 256, 4, 16),
 )
-GPU_SHAPES = (Shape(50304, 768, 12, 1024, 12, 32), Shape(50304, 2048, 24, 2048, 16, 8))
+GPU_SHAPES = (Shape(50304, 768, 12, 1024, 12, 64), Shape(50304, 2048, 24, 2048, 16, 8))
 LIMITS = ("matmul", "jax products", "torch products")
-STEPS, CHECKED = 3, 3  # steps of a turn, and steps whose losses are compared
+STEPS, GPU_STEPS, CHECKED = 3, 10, 3  # steps of a turn, and steps whose losses are compared
 PAUSE = 0.5  # seconds between turns, in which threads that still wait for work from the last one go to sleep
 
 
@@ -85,17 +84,18 @@ def matmul(n: int, bfloat16: bool) -> Callable[[], float]:
     import jax
     import jax.numpy as jnp
 
-    x = jnp.ones((n, n), jnp.bfloat16 if bfloat16 else jnp.float32)
+    x = jax.random.normal(jax.random.key(0), (n, n), jnp.bfloat16 if bfloat16 else jnp.float32)  # ones run faster
     product = jax.jit(lambda x: x @ x)
     product(x).block_until_ready()
 
     def rate() -> float:
         product(x).block_until_ready()  # wakes threads and caches
+        runs = 200 if bfloat16 else 16
         start = time.perf_counter()
-        for _ in range(16):
+        for _ in range(runs):
             y = product(x)
         y.block_until_ready()
-        return 16 * 2 * n**3 / (time.perf_counter() - start)
+        return runs * 2 * n**3 / (time.perf_counter() - start)
 
     return rate
 
@@ -164,15 +164,16 @@ def serve(name: str, shape: Shape, weights: Path, bfloat16: bool, pipe: Any) -> 
     else:
         step = linen_step(shape, read_weights(weights))
     rng = np.random.default_rng(0)
-    sizes = (STEPS, shape.batch, shape.context)
+    steps = GPU_STEPS if bfloat16 else STEPS
+    sizes = (steps, shape.batch, shape.context)
     tokens, targets = (rng.integers(shape.vocab, size=sizes).astype(np.int32) for _ in range(2))
     losses = [step(tokens[i], targets[i]) for i in range(CHECKED)]
     pipe.send((version(name), losses, peak_bytes(name) if bfloat16 else 0))
     while pipe.recv():
         step(tokens[0], targets[0])  # wakes threads and caches
         start = time.perf_counter()
-        losses = [step(tokens[i], targets[i]) for i in range(STEPS)]
-        pipe.send(((time.perf_counter() - start) / STEPS, losses))
+        losses = [step(tokens[i], targets[i]) for i in range(steps)]
+        pipe.send(((time.perf_counter() - start) / steps, losses))
 
 
 def version(name: str) -> str:
@@ -207,12 +208,12 @@ def measure(shape: Shape, names: list[str], turns: int, bfloat16: bool) -> dict[
     context = mp.get_context("spawn")
     pipes, said = {}, {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in names:
-            pipes[name], theirs = context.Pipe()
-            work = (name, shape, Path(folder) / "weights.npz", bfloat16, theirs)
-            context.Process(target=serve, args=work, daemon=True).start()
-            said[name] = pipes[name].recv()
-            print(f"{name} is ready", file=sys.stderr)
+        for group in (["ours"], [name for name in names if name != "ours"]):  # ours writes the weights that others read
+            for name in group:
+                pipes[name], theirs = context.Pipe()
+                work = (name, shape, Path(folder) / "weights.npz", bfloat16, theirs)
+                context.Process(target=serve, args=work, daemon=True).start()
+            said |= {name: pipes[name].recv() for name in group}
     first = np.asarray(said["ours"][1])
     for name in names:
         if name not in LIMITS:
