@@ -41,7 +41,6 @@ ON_ONE = tuple(  # shape, sequences, remat, attention
 ON_EIGHT = (  # shape, sequences, mesh, options of the compiler
     ("gpt2", 256, {"data": 8}, {}),
     ("gpt2", 256, {"data": 8}, {"xla_gpu_enable_latency_hiding_scheduler": False}),
-    ("gpt2", 256, {"data": 8}, {"xla_gpu_enable_pipelined_all_reduce": True}),
     ("gpt2", 256, {"data": 1, "fsdp": 8}, {}),
 )
 KERNEL = re.compile(r" (fusion|custom-call|copy|scatter|sort|dot|convolution)\(")

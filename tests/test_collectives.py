@@ -160,6 +160,7 @@ def test_what_the_tpu_compiler_writes_its_own_way():
         ("all-gather-start", "((f32[2,8]{1,0}, bf16[4]{0}), (f32[8,8]{1,0}, bf16[16]{0}))"),
         ("reduce-scatter-start", "((f32[8,8]{1,0}, bf16[16]{0}), (f32[2,8]{1,0}, bf16[4]{0}))"),
         ("all-reduce-start", "(f32[8,8]{1,0}, bf16[16]{0})"),
+        ("all-reduce-start", "((f32[8,8]{1,0}, bf16[16]{0}), (f32[8,8]{1,0}, bf16[16]{0}))"),
     ],
 )
 def test_an_asynchronous_start_carries_the_whole_once(kind, shape):

@@ -123,11 +123,14 @@ def _in_computation(name: str, body: list[str], runs: int, devices: int) -> Iter
         if not match:
             continue
         kind, start = match[1], bool(match[2])
-        sizes = [_bytes(*array) for array in ARRAY.findall(text[text.index(" = ") : match.start()])]
+        shapes = text[text.index(" = ") + 3 : match.start()]
+        sizes = [_bytes(*array) for array in ARRAY.findall(shapes)]
         size, groups = sum(sizes), _groups(text, devices)
         members = max((len(group) for group in groups), default=1)
         if kind in ("all-gather", "reduce-scatter") and start:  # (inputs, outputs), the whole and a share of it
             size = size * members // (members + 1)
+        elif kind == "all-reduce" and shapes.startswith("(("):  # from jax 0.11 on: (inputs, outputs)
+            size //= 2
         elif kind == "collective-permute" and start:  # (input, output, contexts)
             size = sizes[0]
         elif kind == "reduce-scatter":
