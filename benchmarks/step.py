@@ -32,7 +32,7 @@ CPU_SHAPES = (
 )
 GPU_SHAPES = (Shape(50304, 768, 12, 1024, 12, 64), Shape(50304, 2048, 24, 2048, 16, 8))
 LIMITS = ("matmul", "jax products", "torch products")
-STEPS, GPU_STEPS, CHECKED = 3, 10, 3  # steps of a turn, and steps whose losses are compared
+TURN, STEPS = 1.0, 3  # seconds of a turn, about, and its steps at least; as many have their losses compared
 PAUSE = 0.5  # seconds between turns, in which threads that still wait for work from the last one go to sleep
 
 
@@ -164,16 +164,17 @@ def serve(name: str, shape: Shape, weights: Path, bfloat16: bool, pipe: Any) -> 
     else:
         step = linen_step(shape, read_weights(weights))
     rng = np.random.default_rng(0)
-    steps = GPU_STEPS if bfloat16 else STEPS
-    sizes = (steps, shape.batch, shape.context)
+    sizes = (STEPS, shape.batch, shape.context)
     tokens, targets = (rng.integers(shape.vocab, size=sizes).astype(np.int32) for _ in range(2))
-    losses = [step(tokens[i], targets[i]) for i in range(CHECKED)]
+    losses = [step(tokens[i], targets[i]) for i in range(STEPS)]
     pipe.send((version(name), losses, peak_bytes(name) if bfloat16 else 0))
     while pipe.recv():
         step(tokens[0], targets[0])  # wakes threads and caches
-        start = time.perf_counter()
-        losses = [step(tokens[i], targets[i]) for i in range(steps)]
-        pipe.send(((time.perf_counter() - start) / steps, losses))
+        start, done = time.perf_counter(), 0
+        while done < STEPS or time.perf_counter() - start < TURN:
+            step(tokens[done % STEPS], targets[done % STEPS])
+            done += 1
+        pipe.send(((time.perf_counter() - start) / done, []))
 
 
 def version(name: str) -> str:
