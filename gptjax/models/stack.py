@@ -33,7 +33,7 @@ def run_stack(
     if scan is None:
         scan = platform() != "gpu" or jax.tree.leaves(weights)[0].shape[0] > UNROLLED
     if remat != "none":
-        layer = jax.checkpoint(layer, policy=_is_matmul if remat == "dots" else None, prevent_cse=not scan)
+        layer = jax.checkpoint(layer, policy=_kept_by_dots if remat == "dots" else None, prevent_cse=not scan)
 
     def through(weights: Any, x: jax.Array, *args: Any) -> jax.Array:
         if scan:
@@ -49,8 +49,8 @@ def run_stack(
     return pipeline(through, weights, x_BTD, args, stages, microbatches or 2 * stages)
 
 
-def _is_matmul(primitive: Any, *args: Any, **settings: Any) -> bool:
-    """Say whether an operation is a matmul with weights, or a fused attention, which gives no scores to keep."""
+def _kept_by_dots(primitive: Any, *args: Any, **settings: Any) -> bool:
+    """Say whether an operation is a matmul with weights, or fused attention, whose scores are never kept."""
     dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
     return primitive.name.startswith("dot_product_attention_fwd") or dots(primitive, *args, **settings)
 

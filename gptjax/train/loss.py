@@ -86,7 +86,7 @@ def head_parts(logits_BTV: tuple[int, ...]) -> int:
     if parts("seq") * parts("stream") > 1:
         return 1
     held = 4 * math.prod(logits_BTV) / parts("batch") / parts("vocab")
-    limit = LOGITS_BYTES[platform()]
+    limit = LOGITS_BYTES.get(platform(), LOGITS_BYTES["tpu"])
     divisors = [n for n in range(1, logits_BTV[1] + 1) if logits_BTV[1] % n == 0]
     return next((n for n in divisors if held <= n * limit), divisors[-1])
 
