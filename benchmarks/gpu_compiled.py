@@ -2,10 +2,10 @@
 
     python benchmarks/gpu_compiled.py [--only WORDS] [--json FILE]
 
-Needs the extra cuda12 (CUDA wheels of jax; Linux, x86-64, 5 GB) and no GPU. Each program is compiled in 10 to 40 s on
-a core, 31 of them. Nothing runs: kernels are counted in the compiled text, times in loops included, and no second is
-measured. XLA times its choices of kernels on the device that it compiles on; without one it writes all matmuls in
-Triton, where on an H200 some would be cuBLAS. Activations are bfloat16, state is float32.
+Needs the extra cuda12 or cuda13 (CUDA wheels of jax; Linux, x86-64, 5 GB) and no GPU. Each program is compiled in 15 to
+45 s on a core, 30 of them. Nothing runs: kernels are counted in the compiled text, times in loops included, and no
+second is measured. XLA times its choices of kernels on the device that it compiles on; without one they may differ.
+Activations are bfloat16, state is float32.
 """
 
 import argparse
