@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 from gptjax.commands import evaluation, hardware, laws, training, weights
@@ -34,6 +35,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run a verb; a mistake in the input is one line and exit code 2."""
+    with suppress(AttributeError):  # there may be no standard output, or a stand-in for one
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         args = parser().parse_args(argv)
         args.run(args)

@@ -30,8 +30,16 @@ def read_json(path: Path) -> Any:
     """Read JSON; BadInput when the file is missing or is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} cannot be read as JSON ({error}); give a file that this program wrote") from None
+
+
+def parse_json(data: bytes | str, what: str) -> Any:
+    """Parse JSON; BadInput, naming what it is from, when it is none, or is nested too deep for Python to follow."""
+    try:
+        return json.loads(data if isinstance(data, str) else data.decode())
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{what} cannot be read as JSON ({error}); write it again") from None
 
 
 def plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 Shapes: B batch, T prompt, V vocab, S columns of the cache. Prompts are padded on the left, so that all end together.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +18,8 @@ from gptjax.models.gpt import GPTConfig, gpt
 from gptjax.params import Params
 from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh, use
 
+COLDEST = 1e-6  # a temperature: logits divided by less leave the range of float32
+STRONGEST = 1000.0  # a repetition penalty
 ROUNDED = 64  # columns: caches of nearly one length share a compiled program
 
 
@@ -30,10 +33,15 @@ class Sampling:
     repetition_penalty: float = 1.0  # of what is in prompt or answer already (Keskar et al. 2019)
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or not self.repetition_penalty > 0:
+        if self.temperature != 0 and not COLDEST <= self.temperature < math.inf:
+            raise BadInput(f"temperature {self.temperature} must be 0, or from {COLDEST} up; 0 takes the likeliest")
+        if self.top_k < 0:
+            raise BadInput(f"top_k {self.top_k} must be 0 or more; 0 leaves all tokens")
+        if not 0 < self.top_p <= 1:
+            raise BadInput(f"top_p {self.top_p} must lie in (0, 1]; 1 leaves all tokens")
+        if not 1 / STRONGEST <= self.repetition_penalty <= STRONGEST:
             raise BadInput(
-                f"temperature {self.temperature} and top_k {self.top_k} must be 0 or more, top_p {self.top_p} in "
-                f"(0, 1], and repetition_penalty {self.repetition_penalty} above 0"
+                f"repetition_penalty {self.repetition_penalty} must lie in [{1 / STRONGEST}, {STRONGEST}]; 1 is none"
             )
 
 
@@ -83,6 +91,7 @@ def stream(
 ) -> Iterator[list[np.ndarray]]:
     """Yield, as `generate` returns it in the end, what each row has got in every so many steps (0: all at once)."""
     check_prompts(config, prompts, new_tokens)
+    check_seed(seed)
     layout = layout or Layout(make_mesh(MeshConfig(data=1), jax.devices()[:1]), Rules())
     n_rows, parts = len(prompts), layout.parts(layout.rules.batch)
     prompts = [*prompts, *[prompts[0]] * (-n_rows % parts)]  # rows for every device
@@ -110,6 +119,11 @@ def stream(
         left -= steps
         if finished.all():
             return
+
+
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise BadInput(f"seed {seed} must lie between 0 and {2**32 - 1}; others would repeat one of those")
 
 
 def check_prompts(config: GPTConfig, prompts: Sequence[np.ndarray], new_tokens: int) -> None:

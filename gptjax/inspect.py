@@ -10,7 +10,6 @@ from gptjax.config import load_config
 from gptjax.errors import BadInput
 from gptjax.files import read_json
 from gptjax.hf.load import open_hf
-from gptjax.hf.safetensors import CODES
 from gptjax.models.count import count
 from gptjax.models.gpt import GPTConfig
 from gptjax.question import fingerprint
@@ -45,7 +44,7 @@ def inspect(path: Path) -> Description:
     if (path / MARK).is_file():
         return _weights(path)
     if (path / "manifest.json").is_file():
-        return Description("token store", read_json(path / "manifest.json"))
+        return Description("token store", _object(path / "manifest.json"))
     if (path / "checkpoints").is_dir():
         return _run(path)
     if (path / "default").is_dir():
@@ -81,10 +80,20 @@ def _facts(facts: dict[str, Any], indent: str = "  ") -> list[str]:
 
 
 def _sweep(path: Path) -> Description:
-    runs = [run["name"] for run in read_json(path / "plan.json")["runs"]]
+    planned = _object(path / "plan.json").get("runs")
+    if not isinstance(planned, list) or not all(isinstance(run, dict) and "name" in run for run in planned):
+        raise BadInput(f"{path / 'plan.json'} names no runs; give the directory of a sweep")
+    runs = [run["name"] for run in planned]
     done = [name for name in runs if (path / "ledger" / f"{name}.json").is_file()]
     facts = {"runs": len(runs), "done": len(done), "directories": str(path / "runs")}
     return Description("sweep", facts)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise BadInput(f"{path} holds a {type(content).__name__} and not an object; write it again")
+    return content
 
 
 def _run(path: Path) -> Description:
@@ -121,7 +130,7 @@ def _hf(path: Path) -> Description:
     model = open_hf(path)
     tokenizer = f"{model.tokenizer.vocab_size:,} ids" if model.tokenizer else "none"
     facts = {"architecture": model.family.architecture, "model": _model(model.config), "tokenizer": tokenizer}
-    arrays = (Array(name, t.shape, CODES[t.dtype], t.path.name) for name, t in model.tensors.items())
+    arrays = (Array(name, t.shape, t.code, t.path.name) for name, t in model.tensors.items())
     return Description("transformers model", facts, tuple(arrays))
 
 

@@ -150,8 +150,21 @@ def test_what_cannot_be_continued_is_refused(given, words):
 
 
 @pytest.mark.parametrize(
-    "bad", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.1}, {"repetition_penalty": 0}]
+    ("name", "values"),
+    {
+        "temperature": (-1, 1e-40, float("nan"), float("inf")),
+        "top_k": (-1,),
+        "top_p": (0, 1.1, float("nan")),
+        "repetition_penalty": (0, 1e-40, float("nan"), float("inf")),
+    }.items(),
 )
-def test_impossible_sampling_is_refused(bad):
-    with pytest.raises(BadInput, match="temperature"):
-        Sampling(**bad)
+def test_impossible_sampling_is_refused(name, values):
+    for value in values:
+        with pytest.raises(BadInput, match=f"{name} {value} must"):
+            Sampling(**{name: value})
+
+
+def test_a_seed_that_repeats_another_is_refused():
+    for seed in (-1, 2**32, 2**63):
+        with pytest.raises(BadInput, match=f"seed {seed} must"):
+            generate(weights(GPT2), GPT2, [np.arange(3)], 2, seed=seed)

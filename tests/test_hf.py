@@ -191,13 +191,13 @@ BROKEN = {
     "n_heads 5": lambda f: edit(f / "config.json", lambda c: c.update(num_attention_heads=5, num_key_value_heads=2)),
     f"has no tensor {UP} of shape (96, 24); its weights": lambda f: edit_header(f / SINGLE, lambda h: h.pop(UP)),
     "tensor other of shape (24,) has no place": lambda f: edit_header(
-        f / SINGLE, lambda h: h.update(other=h["model.norm.weight"])
+        f / SINGLE, lambda h: h.update(other=h.pop("model.norm.weight"), **{"model.norm.weight": NOTHING})
     ),
     f"{UP} has shape (24, 96), and config.json asks (96, 24)": lambda f: edit_header(
         f / SINGLE, lambda h: swap(h, UP, shape=[24, 96])
     ),
     f"{UP} is float16 and model.embed_tokens.weight float32": lambda f: edit_header(
-        f / SINGLE, lambda h: swap(h, UP, dtype="F16", data_offsets=[0, 96 * 24 * 2])
+        f / SINGLE, lambda h: swap(h, UP, dtype="F16", data_offsets=[(start := h[UP]["data_offsets"][0]), start + 4608])
     ),
     f"{UP} of shape (96, 24) and type F16 has 9216 bytes": lambda f: edit_header(
         f / SINGLE, lambda h: swap(h, UP, dtype="F16")

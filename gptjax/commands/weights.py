@@ -10,6 +10,9 @@ from pathlib import Path
 from gptjax.commands.given import Verb, use_compilation_cache, writable
 from gptjax.errors import BadInput
 
+MOST = 10_000  # answers at once: each has a cache of its own
+ROOM = 2048  # tokens: a context that a config.json claims may be longer than any memory
+
 
 def add(verb: Verb) -> None:
     export = verb("export", run_export, "write a model's weights for transformers, or for anybody with Orbax")
@@ -33,7 +36,7 @@ def add(verb: Verb) -> None:
     generate.add_argument("dir", type=Path, metavar="MODEL", help="the directory of a run or of weights")
     generate.add_argument("prompt", nargs="?", default="", help="a text; - reads it from the standard input")
     generate.add_argument("--count", type=int, default=1, help="answers (default: %(default)s)")
-    generate.add_argument("--tokens", type=int, default=0, help="new ones; default: what the context has room for")
+    generate.add_argument("--tokens", type=int, help=f"new ones; default: the context's room, {ROOM} at most")
     generate.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
     generate.add_argument("--top-k", type=int, default=0, help="default: of all tokens")
     generate.add_argument("--top-p", type=float, default=1.0, help="default: %(default)s")
@@ -55,8 +58,8 @@ def run_export(args: argparse.Namespace) -> None:
         facts = export(saved_model(args.dir, args.step), args.out, args.dtype)
         print("\n".join(f"{name}: {value}" for name, value in facts.items()))
         return
-    if not args.shard_bytes >= 1:
-        raise BadInput(f"--shard-bytes {args.shard_bytes:g} must be 1 or more; 5e9 is usual")
+    if not 1 <= args.shard_bytes <= 1e18:
+        raise BadInput(f"--shard-bytes {args.shard_bytes:g} must lie between 1 and 1e18; 5e9 is usual")
     from gptjax.hf.export import export_hf
 
     saved = saved_model(args.dir, args.step)
@@ -72,7 +75,11 @@ def run_import(args: argparse.Namespace) -> None:
     model = import_hf(args.folder, args.out)
     tokenizer = "with its tokenizer" if model.tokenizer else "without a tokenizer.json"
     n = count(model.config).total
+    if model.compared and not model.compared.differs:
+        tokenizer += f", read as {model.compared.by} reads it"
     print(f"{args.out}: {n:,} parameters of {model.family.architecture}, {model.dtype.name}, {tokenizer}")
+    if model.compared and model.compared.differs:
+        print(f"gptjax: the tokenizer of {args.folder} {model.compared.differs}", file=sys.stderr)
 
 
 def run_inspect(args: argparse.Namespace) -> None:
@@ -90,22 +97,26 @@ def run_generate(args: argparse.Namespace) -> None:
     use_compilation_cache()
     import numpy as np
 
-    from gptjax.generate import Sampling, check_prompts, generate, stream
+    from gptjax.generate import Sampling, check_prompts, check_seed, generate, stream
     from gptjax.train.weights import saved_model
 
-    if args.count < 1:
-        raise BadInput(f"--count {args.count} must be at least 1")
+    if not 1 <= args.count <= MOST:
+        raise BadInput(f"--count {args.count} must lie between 1 and {MOST}; call again for more")
+    check_seed(args.seed)
     sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
     saved = saved_model(args.dir, args.step)
     tokenizer = saved.tokenizer
-    text = sys.stdin.buffer.read() if args.prompt == "-" else os.fsencode(args.prompt)
+    text = standard_input() if args.prompt == "-" else os.fsencode(args.prompt)
     prompt = np.append(np.int32(tokenizer.bos), tokenizer.encode(text))
-    new = args.tokens or saved.config.context - len(prompt)
-    given = saved.config, [prompt] * args.count, max(new, 1), sampling
+    config = saved.speaker
+    new = min(config.context - len(prompt), ROOM) if args.tokens is None else args.tokens
+    if args.tokens is None and new < 1:
+        raise BadInput(f"the prompt of {len(prompt)} tokens fills the context of {config.context}; shorten it")
+    given = config, [prompt] * args.count, new, sampling
     check_prompts(*given[:3])
     layout = saved.layout()
     params = saved.read(layout)
-    settings = {"stop": [tokenizer.bos], "seed": args.seed, "layout": layout}
+    settings = {"stop": saved.stops, "seed": args.seed, "layout": layout}
     show = partial(print, end="", flush=True)
     if args.count == 1:
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -116,3 +127,9 @@ def run_generate(args: argparse.Namespace) -> None:
         return
     for i, ids in enumerate(generate(params, *given, **settings)):
         print(f"---- {i}\n{(text + tokenizer.decode(ids)).decode(errors='replace')}")
+
+
+def standard_input() -> bytes:
+    if sys.stdin is None or sys.stdin.closed:
+        raise BadInput("the prompt - is read from the standard input, which is closed; pipe a text into it")
+    return sys.stdin.buffer.read()

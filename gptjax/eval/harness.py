@@ -111,9 +111,9 @@ class GptJax(TemplateLM):
                 )
             sampling = Sampling(**{name: kwargs[name] for name in SAMPLING & set(kwargs)})
             prompt = np.array(self.tok_encode(context)[-(self.max_length - new) :], np.int32)
-            stop = [self.eot_token_id]
+            speaker, stop = self.saved.speaker, self.saved.stops
             (ids,) = generate(
-                self.params, self.config, [prompt], new, sampling, stop=stop, seed=self.seed, layout=self.layout
+                self.params, speaker, [prompt], new, sampling, stop=stop, seed=self.seed, layout=self.layout
             )
             text = self.tok_decode(ids)
             for end in handle_stop_sequences(kwargs.get("until"), eos=None):

@@ -30,7 +30,7 @@ def card(saved: SavedModel, family: Family, dtype: np.dtype, proof: Verification
         f"{family.architecture}, {n.total:,} parameters ({n.non_embedding:,} without embeddings), exported in "
         f"{dtype.name} by gptjax.",
         "",
-        *_table({**facts_of(saved), **_reached(saved)}),
+        *_table({**{name: fact for name, fact in facts_of(saved).items() if name != "marks"}, **_reached(saved)}),
         "",
         "## Proof",
         "",

@@ -19,7 +19,6 @@ from gptjax.hf.families import Family, Part, Tensor, family_of, multipliers, pla
 from gptjax.hf.safetensors import Outgoing, write_tensors
 from gptjax.hf.tokenizer import tokenizer_files
 from gptjax.hf.verify import Verification, verify
-from gptjax.models.gpt import GPTConfig
 from gptjax.train.checkpoint import chunk_of, copy, in_flight
 from gptjax.train.export import stored_dtype, written_aside
 from gptjax.train.weights import SavedModel
@@ -45,7 +44,7 @@ def export_hf(
             "put there the one that it was trained with"
         )
     with written_aside(to) as aside:
-        write_config(aside, saved.config, family, kind, tokenizer)
+        write_config(aside, saved, family, kind, tokenizer)
         tensors = [outgoing(tensor, saved) for tensor in tensors_of(saved.config, family)]
         write_tensors(aside, tensors, kind, shard_bytes)
         proof = verify(aside, saved, kind) if verified else None
@@ -53,14 +52,17 @@ def export_hf(
     return proof
 
 
-def write_config(to: Path, config: GPTConfig, family: Family, dtype: np.dtype, tokenizer: Tokenizer | None) -> None:
+def write_config(to: Path, saved: SavedModel, family: Family, dtype: np.dtype, tokenizer: Tokenizer | None) -> None:
     """Write config.json, generation_config.json and the tokenizer's files."""
-    marks = {name: tokenizer.bos if tokenizer else None for name in ("bos_token_id", "eos_token_id")}
+    if saved.marks:
+        marks, generation = saved.marks.config, saved.marks.generation
+    else:  # a document ends where the next begins
+        marks, generation = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.bos if tokenizer else None), None
     content = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": dtype.name}
-    write_json(to / "config.json", {**content, **family.write(plain(config)), **marks})
-    write_json(to / "generation_config.json", marks)
+    write_json(to / "config.json", {**content, **family.write(plain(saved.config)), **marks})
+    write_json(to / "generation_config.json", marks if generation is None else generation)
     if tokenizer:
-        for name, data in tokenizer_files(tokenizer, config.context).items():
+        for name, data in tokenizer_files(tokenizer, saved.config.context).items():
             write_file(to / name, data)
 
 

@@ -95,31 +95,59 @@ ACTIVATIONS_READ = {theirs: ours for ours, theirs in ACTIVATIONS.items()} | {
     "gelu_fast": "gelu",
     "swish": "silu",
 }
+AFN = {"gelu": "gelu", "relu": "relu", "silu": "silu"}  # GPT-1's names: its gelu is the tanh form
+
+
+def activation_named(ours: str, names: dict[str, str]) -> str:
+    if ours not in names:
+        raise BadInput(f"activation {ours!r} is none of {', '.join(names)}, and transformers is asked for one of those")
+    return names[ours]
 
 
 class Settings:
-    """A config.json; what it lacks or says in vain is BadInput."""
+    """A config.json; what it lacks, says in vain or says in another type is BadInput. A null is as good as nothing."""
 
-    def __init__(self, content: Json, where: str) -> None:
-        self.content, self.where = content, where
+    def __init__(self, content: Json, inside: str = "") -> None:
+        self.content, self.inside = content, inside  # of which part of config.json, with a dot after it
 
     def get(self, key: str, default: Any = None) -> Any:
         value = self.content.get(key)
         value = default if value is None else value
         if value is None:
-            raise BadInput(f"{self.where} has no {key!r}; give the config.json that was saved with the weights")
+            raise BadInput(f"has no {self.inside + key!r}; give the config.json that was saved with the weights")
+        return value
+
+    def size(self, key: str, default: int | None = None) -> int:
+        value = self.get(key, default)
+        if type(value) is not int or not 1 <= value < 2**31:
+            raise self.wrong(key, "a whole number from 1 to 2^31")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.get(key, default)
+        if type(value) not in (int, float) or not 0 <= value < 1e30:
+            raise self.wrong(key, "a number of 0 or more")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.get(key, default)
+        if type(value) is not bool:
+            raise self.wrong(key, "true or false")
         return value
 
     def require(self, **only: Any) -> None:
         for key, value in only.items():
-            if self.content.get(key, value) != value:
-                raise BadInput(f"{self.where}: {key} = {self.content[key]!r} and gptjax has only {value!r}")
+            if self.get(key, value) != value:
+                raise BadInput(f"{self.inside}{key} = {self.content[key]!r} and gptjax has only {value!r}")
 
     def choice(self, key: str, of: dict[str, Any], default: Any = None) -> Any:
         value = self.get(key, default)
-        if value not in of:
-            raise BadInput(f"{self.where}: {key} = {value!r} is not one of {', '.join(of)}")
+        if not isinstance(value, str) or value not in of:
+            raise BadInput(f"{self.inside}{key} = {value!r} is not one of {', '.join(of)}")
         return of[value]
+
+    def wrong(self, key: str, wanted: str) -> BadInput:
+        return BadInput(f"{self.inside}{key} = {self.content[key]!r} is not {wanted}; mend config.json")
 
 
 @dataclass(frozen=True)
@@ -148,20 +176,25 @@ def _openai_sizes(c: GPTConfig) -> Json:
     }
 
 
+def _gpt2(c: GPTConfig) -> Json:
+    activation = activation_named(c.activation, ACTIVATIONS)
+    return {**_openai_sizes(c), "n_inner": c.mlp_size, "activation_function": activation}
+
+
 def _read_openai(s: Settings) -> GPTConfig:
     return GPTConfig(
-        vocab_size=s.get("vocab_size"),
-        context=s.get("n_positions"),
-        d_model=s.get("n_embd"),
-        n_layers=s.get("n_layer"),
-        n_heads=s.get("n_head"),
-        norm_eps=s.get("layer_norm_epsilon", 1e-5),
-        tied=s.get("tie_word_embeddings", True),
+        vocab_size=s.size("vocab_size"),
+        context=s.size("n_positions"),
+        d_model=s.size("n_embd"),
+        n_layers=s.size("n_layer"),
+        n_heads=s.size("n_head"),
+        norm_eps=s.number("layer_norm_epsilon", 1e-5),
+        tied=s.flag("tie_word_embeddings", True),
     )
 
 
 def _read_gpt1(s: Settings) -> GPTConfig:
-    activation = s.choice("afn", {"gelu": "gelu", "relu": "relu", "silu": "silu", "swish": "silu"}, "gelu")
+    activation = s.choice("afn", {**AFN, "swish": "silu"}, "gelu")
     return replace(_read_openai(s), norm_place="post", activation=activation, scaled_residual=False)
 
 
@@ -170,7 +203,7 @@ def _read_gpt2(s: Settings) -> GPTConfig:
     config = _read_openai(s)
     return replace(
         config,
-        d_mlp=s.get("n_inner", 4 * config.d_model),
+        d_mlp=s.size("n_inner", 4 * config.d_model),
         activation=s.choice("activation_function", ACTIVATIONS_READ, "gelu_new"),
     )
 
@@ -189,7 +222,7 @@ def _llama(c: GPTConfig) -> Json:
         "num_attention_heads": c.n_heads,
         "num_key_value_heads": c.kv_heads,
         "head_dim": c.head_size,
-        "hidden_act": ACTIVATIONS[c.activation],
+        "hidden_act": activation_named(c.activation, ACTIVATIONS),
         "rms_norm_eps": c.norm_eps,
         "rope_parameters": rope,
         "rope_theta": c.rope_theta,  # where transformers before version 5, and others, look for them
@@ -201,42 +234,62 @@ def _llama(c: GPTConfig) -> Json:
     }
 
 
-def _read_llama(s: Settings) -> GPTConfig:
-    rope = s.content.get("rope_parameters") or s.content.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    scaling = None
-    if kind == "llama3":
-        r = Settings(rope, f"{s.where}: rope_parameters")
-        names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        factor, low, high, context = (r.get(name) for name in names)
-        scaling = (float(factor), float(low), float(high), int(context))
-    elif kind != "default":
-        raise BadInput(f"{s.where}: rope_type = {kind!r} and gptjax has default and llama3")
-    bias = s.get("attention_bias", False)
-    s.require(mlp_bias=bias)
+def _rope(s: Settings) -> tuple[float, tuple[float, float, float, int] | None]:
+    """Return theta, and how its frequencies are stretched.
+
+    As transformers 5 reads them: a rope_scaling that is not empty stands for all of rope_parameters, theta included.
+    """
+    key = "rope_scaling" if s.content.get("rope_scaling") else "rope_parameters"
+    given = s.content.get(key) or {}
+    if not isinstance(given, dict) or any(isinstance(value, dict) for value in given.values()):
+        raise s.wrong(key, "one table of numbers for all layers")
+    rope = Settings(given, f"{key}.")
+    theta = rope.number("rope_theta", s.number("rope_theta", 10000.0))
+    if not theta:
+        raise BadInput("rope_theta = 0 turns nothing; 10000 is usual")
+    kind = rope.get("rope_type", given.get("type") or "default")
+    if kind == "default":
+        return theta, None
+    if kind != "llama3":
+        raise BadInput(f"rope_type = {kind!r} of {key}, and gptjax has default and llama3")
+    context = "original_max_position_embeddings"
+    trained = s.size(context) if s.content.get(context) else rope.size(context, s.size("max_position_embeddings"))
+    factor, low, high = (rope.number(name) for name in ("factor", "low_freq_factor", "high_freq_factor"))
+    if not factor:
+        raise BadInput(f"factor = 0 of {key} stretches nothing; 8 is usual")
+    return theta, (factor, low, high, trained)
+
+
+def _read_llama(s: Settings, eps: float = 1e-6, activation: str = "silu") -> GPTConfig:
+    """Read a LLaMA, or one of its kin, whose defaults in transformers are these."""
+    bias = s.flag("attention_bias", False)
+    if s.flag("mlp_bias", False) != bias:
+        raise BadInput(f"mlp_bias = {not bias} and gptjax has only {bias} where attention_bias is")
+    theta, scaling = _rope(s)
+    d_model, n_heads = s.size("hidden_size"), s.size("num_attention_heads")
     return GPTConfig(
-        vocab_size=s.get("vocab_size"),
-        context=s.get("max_position_embeddings"),
-        d_model=s.get("hidden_size"),
-        n_layers=s.get("num_hidden_layers"),
-        n_heads=s.get("num_attention_heads"),
-        n_kv_heads=s.get("num_key_value_heads", s.get("num_attention_heads")),
-        d_head=s.get("head_dim", s.get("hidden_size") // s.get("num_attention_heads")),
-        d_mlp=s.get("intermediate_size"),
+        vocab_size=s.size("vocab_size"),
+        context=s.size("max_position_embeddings"),
+        d_model=d_model,
+        n_layers=s.size("num_hidden_layers"),
+        n_heads=n_heads,
+        n_kv_heads=s.size("num_key_value_heads", n_heads),
+        d_head=s.size("head_dim", max(1, d_model // n_heads)),
+        d_mlp=s.size("intermediate_size"),
         norm="rmsnorm",
-        norm_eps=s.get("rms_norm_eps", 1e-6),
+        norm_eps=s.number("rms_norm_eps", eps),
         bias=bias,
         positions="rope",
-        rope_theta=float(rope.get("rope_theta", s.get("rope_theta", 10000.0))),
+        rope_theta=theta,
         rope_scaling=scaling,
-        activation=s.choice("hidden_act", ACTIVATIONS_READ, "silu"),
+        activation=s.choice("hidden_act", ACTIVATIONS_READ, activation),
         gated=True,
-        tied=s.get("tie_word_embeddings", False),
+        tied=s.flag("tie_word_embeddings", False),
     )
 
 
 def _read_arcee(s: Settings) -> GPTConfig:
-    return replace(_read_llama(s), gated=False)
+    return replace(_read_llama(s, eps=1e-5, activation="relu2"), gated=False)
 
 
 def _qwen3(c: GPTConfig) -> Json:
@@ -245,7 +298,11 @@ def _qwen3(c: GPTConfig) -> Json:
 
 def _read_qwen3(s: Settings) -> GPTConfig:
     s.require(attention_bias=False, use_sliding_window=False)
-    return replace(_read_llama(s), qk_norm=True)
+    kinds = s.get("layer_types", [])
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise s.wrong("layer_types", "full_attention for every layer, which is all that gptjax has")
+    usual = {"head_dim": 128, "num_key_value_heads": 32}  # transformers' own, whatever the other sizes are
+    return replace(_read_llama(Settings(usual | s.content)), qk_norm=True)
 
 
 FAMILIES = (
@@ -253,16 +310,10 @@ FAMILIES = (
         "OpenAIGPTLMHeadModel",
         "openai-gpt",
         GPT1_ROWS,
-        lambda c: {**_openai_sizes(c), "afn": c.activation},
+        lambda c: {**_openai_sizes(c), "afn": activation_named(c.activation, AFN)},
         _read_gpt1,
     ),
-    Family(
-        "GPT2LMHeadModel",
-        "gpt2",
-        GPT2_ROWS,
-        lambda c: {**_openai_sizes(c), "n_inner": c.mlp_size, "activation_function": ACTIVATIONS[c.activation]},
-        _read_gpt2,
-    ),
+    Family("GPT2LMHeadModel", "gpt2", GPT2_ROWS, _gpt2, _read_gpt2),
     Family("LlamaForCausalLM", "llama", LLAMA_ROWS, _llama, _read_llama, even_heads=True),
     Family("ArceeForCausalLM", "arcee", LLAMA_ROWS, _llama, _read_arcee, even_heads=True),
     Family("Qwen3ForCausalLM", "qwen3", LLAMA_ROWS, _qwen3, _read_qwen3),
@@ -311,10 +362,12 @@ def family_of(c: GPTConfig) -> Family:
     if c.norm_place == "post" and c.width_ratio != 1:
         raise BadInput(f"no transformers architecture scales its head (mup_width = {c.mup_width}) without a final norm")
     against: dict[str, list[str]] = {}
+    refused = ""
     for family in FAMILIES:
         try:
-            found = _architecture(family.read(Settings(family.write(same), family.architecture)))
-        except BadInput:
+            found = _architecture(family.read(Settings(family.write(same))))
+        except BadInput as error:
+            refused = str(error)
             continue
         against[family.architecture] = [name for name in asked if asked[name] != found.get(name, asked[name])]
         if not against[family.architecture]:
@@ -324,6 +377,8 @@ def family_of(c: GPTConfig) -> Family:
                     f"not by {c.n_heads}; use --format orbax"
                 )
             return family
+    if not against:
+        raise BadInput(f"no transformers architecture is this model: {refused}; use --format orbax")
     nearest = min(against, key=lambda name: len(against[name]))
     differs = ", ".join(f"{name} = {asked[name]!r}" for name in against[nearest])
     raise BadInput(f"no transformers architecture has {differs} (the nearest is {nearest}); use --format orbax")

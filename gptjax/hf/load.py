@@ -4,23 +4,26 @@ Tensors go from disk to disk, one at a time.
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorstore as ts
 
-from gptjax.data.json_tokenizer import CONFIG_FILE, JSON_FILE, JsonTokenizer, packed
+from gptjax.data.json_tokenizer import FILES, JSON_FILE, JsonTokenizer, packed
 from gptjax.errors import BadInput
 from gptjax.files import read_json
 from gptjax.hf.families import Family, Part, Settings, Tensor, family_named, tensors_of
 from gptjax.hf.safetensors import Incoming, open_tensors
+from gptjax.hf.tokenizer import Compared, compare_tokenizer
 from gptjax.models.gpt import GPTConfig
 from gptjax.params import Params, nested
 from gptjax.train.checkpoint import chunk_of, copy
 from gptjax.train.export import write_model, written_aside
+from gptjax.train.weights import MARK_IDS, Marks
 
 # Masks and frequencies that older versions saved, and the prefix that GPT-1's and GPT-2's own files lack.
 NO_WEIGHT = re.compile(r"(^|\.)(h\.\d+\.attn\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$")
@@ -34,38 +37,76 @@ class Loaded:
     folder: Path
     family: Family
     config: GPTConfig
+    marks: Marks
     tensors: dict[str, Incoming]  # by the names of the family's table
     wanted: list[Tensor]
     dtype: np.dtype
     tokenizer: JsonTokenizer | None
+    compared: Compared | None = None  # how transformers reads the tokenizer, where it was asked
 
 
 def open_hf(folder: Path) -> Loaded:
     """Read what a folder holds; BadInput naming file, tensor, expected and found where it is not a model of ours."""
     path = folder / "config.json"
-    content = read_json(path)
-    if not isinstance(content, dict) or not content.get("architectures"):
-        raise BadInput(f"{path} names no architectures; give the folder that save_pretrained wrote")
-    family = family_named(content["architectures"][0], str(path))
+    content = _json_object(path)
+    match content.get("architectures"):
+        case [str(name), *_]:
+            family = family_named(name, str(path))
+        case _:
+            raise BadInput(f"{path} names no architectures; give the folder that save_pretrained wrote")
+    if (kind := content.get("model_type", family.model_type)) != family.model_type:
+        raise BadInput(f"{path}: model_type {kind!r} is not that of {name}, {family.model_type!r}; mend one of them")
     try:
-        config = family.read(Settings(content, str(path)))
-    except (TypeError, ValueError) as error:
+        config = family.read(Settings(content))
+        marks = marks_of(content, folder / "generation_config.json")
+    except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
     found = _named(open_tensors(folder), family)
+    _check_sizes(path, config, found)
     wanted = tensors_of(config, family)
-    if config.tied and "lm_head.weight" in found:
-        embedding = found[wanted[0].name]
-        if not np.array_equal(found["lm_head.weight"].read(), embedding.read()):
-            raise BadInput(f"{path} says tie_word_embeddings, and lm_head.weight is not {wanted[0].name}; untie them")
-        del found["lm_head.weight"]
+    embedding, head = wanted[0].name, "lm_head.weight"
+    if config.tied and embedding not in found and head in found:
+        found[embedding] = found.pop(head)
+    tied = found.pop(head, None) if config.tied else None
     _check(folder, wanted, found)
-    tokenizer = _tokenizer(folder, content)
+    if tied and (tied.shape != found[embedding].shape or not np.array_equal(tied.read(), found[embedding].read())):
+        raise BadInput(f"{path} says tie_word_embeddings, and {head} is not {embedding}; untie them")
+    tokenizer = _tokenizer(folder, config, marks, family.model_type)
     if tokenizer and tokenizer.vocab_size > config.vocab_size:
         raise BadInput(
             f"{folder / JSON_FILE} has {tokenizer.vocab_size} ids and the model {config.vocab_size}; "
             "give the tokenizer that belongs to it"
         )
-    return Loaded(folder, family, config, found, wanted, found[wanted[0].name].dtype, tokenizer)
+    return Loaded(folder, family, config, marks, found, wanted, found[embedding].dtype, tokenizer)
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise BadInput(f"{path} holds a {type(content).__name__} and not an object; copy it again")
+    return content
+
+
+def marks_of(config: dict[str, Any], generation: Path) -> Marks:
+    """Return the ids that begin and end texts, of the content of a config.json and of the file beside it."""
+
+    def named(content: dict[str, Any]) -> dict[str, Any]:
+        return {name: content[name] for name in MARK_IDS if name in content}
+
+    return Marks(named(config), named(_json_object(generation)) if generation.is_file() else None)
+
+
+def _check_sizes(path: Path, config: GPTConfig, found: dict[str, Incoming]) -> None:
+    """Refuse sizes that the files cannot hold, before anything is made of such a size."""
+    numbers = sum(prod(tensor.shape) for tensor in found.values())
+    sizes = {"layers": config.n_layers, "vocabulary": config.vocab_size, "width": config.d_model}
+    sizes |= {"MLP": config.mlp_size, "heads": config.n_heads * config.head_size}
+    for name, size in sizes.items():
+        if size > (len(found) if name == "layers" else numbers):
+            raise BadInput(
+                f"{path} asks for {name} of {size}, and the files beside it hold {len(found)} tensors of {numbers} "
+                "numbers; give the config.json that was saved with the weights"
+            )
 
 
 def _named(found: dict[str, Incoming], family: Family) -> dict[str, Incoming]:
@@ -101,28 +142,38 @@ def _check(folder: Path, wanted: list[Tensor], found: dict[str, Incoming]) -> No
             )
 
 
-def _tokenizer(folder: Path, config: dict[str, Any]) -> JsonTokenizer | None:
-    names = (JSON_FILE, CONFIG_FILE, "special_tokens_map.json")
-    files = {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
+def _tokenizer_files(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in FILES if (folder / name).is_file()}
+
+
+def _tokenizer(folder: Path, config: GPTConfig, marks: Marks, model_type: str) -> JsonTokenizer | None:
+    files = _tokenizer_files(folder)
     if JSON_FILE not in files:
         return None
-    bos = config.get("bos_token_id", config.get("eos_token_id"))
+    lead = next((i for i in marks.leads if 0 <= i < config.vocab_size), None)
     try:
-        return JsonTokenizer(packed(files, bos))
-    except (BadInput, ValueError, KeyError, TypeError) as error:
+        tokenizer = JsonTokenizer(packed(files, lead, model_type, config.vocab_size))
+        tokenizer.check()
+    except BadInput as error:
         raise BadInput(f"{folder / JSON_FILE}: {error}; take it away to import the weights alone") from None
+    return tokenizer
 
 
 def import_hf(folder: Path, to: Path) -> Loaded:
     """Write a folder of weights from one of transformers, in the type that it is stored in.
 
-    It appears when it is whole; BadInput if it exists, or for what `open_hf` refuses.
+    It appears when it is whole; BadInput if it exists, or for what `open_hf` refuses, or where transformers is
+    installed and reads the tokenizer otherwise.
     """
     model = open_hf(folder)
+    if model.tokenizer:
+        files = _tokenizer_files(folder)
+        model = replace(model, compared=compare_tokenizer(model.tokenizer, files, model.family.model_type))
     facts = {
         "source": f"{folder.resolve().name}, {model.family.architecture} of transformers",
         "config_sha256": sha256((folder / "config.json").read_bytes()).hexdigest(),
         "dtype": model.dtype.name,
+        "marks": asdict(model.marks),
     }
     with written_aside(to) as aside:
         write_model(aside, model.config, arrays_of(model), facts)

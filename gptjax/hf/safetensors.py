@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.errors import BadInput
-from gptjax.files import read_json, write_json
+from gptjax.files import parse_json, read_json, write_json
 
 DTYPES: dict[str, np.dtype] = {"F32": np.dtype("float32"), "F16": np.dtype("float16"), "BF16": jnp.dtype("bfloat16")}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+LONGEST_HEADER = 100_000_000  # bytes: what the safetensors library reads
 
 
 @dataclass(frozen=True)
@@ -71,33 +73,60 @@ def _write_file(path: Path, tensors: Iterable[Outgoing], dtype: np.dtype) -> Non
 
 @dataclass(frozen=True)
 class Incoming:
-    """A tensor in a file."""
+    """A tensor in a file. Its type may be any of the format: masks are of types that no weight of ours has."""
 
+    name: str
     path: Path
-    dtype: np.dtype
+    code: str
     shape: tuple[int, ...]
     offset: int
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of its numbers; BadInput where no weight of ours can be of it."""
+        if self.code not in DTYPES:
+            known = ", ".join(DTYPES)
+            raise BadInput(f"{self.path}: {self.name} is of type {self.code}, not of {known}; cast it first")
+        return DTYPES[self.code]
 
     def read(self) -> np.ndarray:
         return np.fromfile(self.path, self.dtype, math.prod(self.shape), offset=self.offset).reshape(self.shape)
 
 
 def open_tensors(folder: Path) -> dict[str, Incoming]:
-    """Read what tensors a folder of safetensors holds; BadInput where a file is missing, truncated or contradictory."""
+    """Read which tensors a folder of safetensors holds; the one file counts where an index lies beside it.
+
+    BadInput where a file is missing, truncated or contradictory, or where the index names one elsewhere.
+    """
+    if (folder / SINGLE).is_file():
+        return _open_file(folder / SINGLE)
     index = folder / INDEX
     if not index.is_file():
-        if not (folder / SINGLE).is_file():
-            raise BadInput(f"{folder} has neither {SINGLE} nor {INDEX}; save the model as safetensors")
-        return _open_file(folder / SINGLE)
-    where = read_json(index)["weight_map"]
+        raise BadInput(f"{folder} has neither {SINGLE} nor {INDEX}; save the model as safetensors")
+    where = _weight_map(index)
     found: dict[str, Incoming] = {}
     for name in sorted(set(where.values())):
         if not (folder / name).is_file():
             raise BadInput(f"{folder / name} is missing and {INDEX} names it; copy all files of the model")
-        found |= _open_file(folder / name)
+        held = _open_file(folder / name)
+        if twice := sorted(found.keys() & held.keys()):
+            raise BadInput(f"{folder / name} and {found[twice[0]].path.name} both hold {twice[0]}; keep one of them")
+        found |= held
     if absent := sorted(where.keys() - found.keys()):
         raise BadInput(f"{folder / where[absent[0]]} has no tensor {absent[0]} and {INDEX} says so; copy it again")
     return found
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Read in which file each tensor is; BadInput unless all of them lie beside the index."""
+    content = read_json(index)
+    where = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(where, dict) or not where:
+        raise BadInput(f"{index} has no weight_map that names a file for each tensor; copy it again")
+    for tensor, name in where.items():
+        if not isinstance(name, str) or name != Path(name).name:
+            raise BadInput(f"{index}: {tensor} is in {name!r}, and a file beside the index is needed; save it again")
+    return where
 
 
 def _open_file(path: Path) -> dict[str, Incoming]:
@@ -106,21 +135,33 @@ def _open_file(path: Path) -> dict[str, Incoming]:
         length = int.from_bytes(file.read(8), "little")
         if length > size - 8:
             raise BadInput(f"{path} of {size} bytes is truncated: its header alone has {length}; copy it again")
-        try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            fields = {name: (t["dtype"], tuple(t["shape"]), *t["data_offsets"]) for name, t in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"{path} has no safetensors header ({error!r}); save the model as safetensors") from None
-    tensors = {}
-    for name, (code, shape, start, end) in fields.items():
-        if code not in DTYPES:
-            raise BadInput(f"{path}: {name} is of type {code}, not of {', '.join(DTYPES)}; cast it first")
-        if end - start != math.prod(shape) * DTYPES[code].itemsize:
+        if length > LONGEST_HEADER:
+            raise BadInput(f"{path} has a header of {length} bytes, {LONGEST_HEADER} at most are read; save it again")
+        header = parse_json(file.read(length), f"the header of {path}")
+    if not isinstance(header, dict):
+        raise BadInput(f"{path} has no safetensors header; save the model as safetensors")
+    header.pop("__metadata__", None)
+    placed = []
+    for name, fields in header.items():
+        code, shape, start, end = _fields(path, name, fields)
+        if code in DTYPES and end - start != math.prod(shape) * DTYPES[code].itemsize:
             raise BadInput(f"{path}: {name} of shape {shape} and type {code} has {end - start} bytes; save it again")
         if 8 + length + end > size:
             raise BadInput(
                 f"{path} of {size} bytes is truncated: {name} ends at byte {8 + length + end}; copy it again"
             )
-        tensors[name] = Incoming(path, DTYPES[code], shape, 8 + length + start)
-    return tensors
+        placed.append((start, end, Incoming(name, path, code, shape, 8 + length + start)))
+    spans = sorted((start, end, tensor.name) for start, end, tensor in placed if start < end)
+    for (_, end, before), (start, _, after) in pairwise(spans):
+        if start < end:
+            raise BadInput(f"{path}: {before} and {after} overlap in the file; save the model again")
+    return {tensor.name: tensor for _, _, tensor in placed}
+
+
+def _fields(path: Path, name: str, fields: Any) -> tuple[str, tuple[int, ...], int, int]:
+    """Return type, shape, first and last byte of a tensor; BadInput where the header gives none such."""
+    match fields:
+        case {"dtype": str(code), "shape": [*shape], "data_offsets": [start, end]}:
+            if all(type(n) is int and n >= 0 for n in (*shape, start, end)) and start <= end:
+                return code, tuple(shape), start, end
+    raise BadInput(f"{path}: the header gives no type, shape and place for {name}; save the model again")

@@ -1,18 +1,26 @@
-"""Our tokenizers as a tokenizer.json that gives the same ids for any text."""
+"""Our tokenizers as a tokenizer.json that gives the same ids for any text, and what transformers says of one."""
 
+import importlib.metadata
 import json
+import random
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from gptjax.data.json_tokenizer import JsonTokenizer
+from gptjax.data.json_tokenizer import AS_IT_STANDS, CONFIG_FILE, JsonTokenizer
 from gptjax.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer
+from gptjax.errors import BadInput
 
 BOS, UNKNOWN = "<s>", "<unk>"
+TEXTS = 300  # that two tokenizers are compared on
 
 
 def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
     """Return tokenizer.json and tokenizer_config.json, by name."""
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": AS_IT_STANDS,
         "bos_token": BOS,
         "eos_token": BOS,  # a document ends where the next begins
         "unk_token": UNKNOWN,
@@ -27,7 +35,11 @@ def tokenizer_files(tokenizer: Tokenizer, context: int) -> dict[str, bytes]:
     elif isinstance(tokenizer, SentencePieceTokenizer):
         content = _from_sentencepiece(tokenizer)
     elif isinstance(tokenizer, JsonTokenizer):
-        return tokenizer.files
+        given = json.loads(tokenizer.files.get(CONFIG_FILE, b"{}"))
+        if given.get("tokenizer_class") == AS_IT_STANDS:
+            return tokenizer.files
+        mended = {**given, "tokenizer_class": AS_IT_STANDS}  # LLaMA-2's own class would alter what is read
+        return {**tokenizer.files, CONFIG_FILE: json.dumps(mended, indent=1).encode()}
     else:
         raise TypeError(f"a {type(tokenizer).__name__} has no tokenizer.json")
     return {
@@ -85,3 +97,89 @@ def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]], marks: list[int])
             "merges": merges,
         },
     }
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How transformers reads an imported tokenizer."""
+
+    by: str
+    differs: str  # in what from ours; nothing if in nothing
+
+
+def compare_tokenizer(tokenizer: JsonTokenizer, files: dict[str, bytes], model_type: str) -> Compared | None:
+    """Compare a tokenizer with what transformers makes of the files it came in; None where that is not installed.
+
+    The class that tokenizer_config.json names may build a tokenizer's parts anew. Where transformers reads
+    tokenizer.json itself as we do, that difference is told; any other is BadInput.
+    """
+    if not (find_spec("transformers") and find_spec("tokenizers")):
+        return None
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    by = f"transformers {importlib.metadata.version('transformers')}"
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for file, data in {
+            **_without_code(files),
+            "config.json": json.dumps({"model_type": model_type}).encode(),
+        }.items():
+            (folder / file).write_bytes(data)
+        try:
+            theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:  # a class it lacks, a field it refuses: its reasons are many, and none is a bug here
+            line = next(iter(str(error).splitlines()), type(error).__name__)
+            return Compared(by, f"cannot be read by {by} ({line}), so its ids were not compared")
+        if not (differs := difference(theirs, tokenizer)):
+            return Compared(by, "")
+        as_it_stands = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+        if difference(as_it_stands, tokenizer):
+            raise BadInput(f"{by} reads {differs}: gptjax does not know this tokenizer; give another, or none")
+        return Compared(
+            by, f"is rebuilt by {type(theirs).__name__} of {by}, which reads {differs}: as tokenizer.json has it"
+        )
+
+
+def _without_code(files: dict[str, bytes]) -> dict[str, bytes]:
+    """Leave out where the code of a tokenizer is: none is run that comes with a model."""
+    if CONFIG_FILE not in files:
+        return files
+    settings = json.loads(files[CONFIG_FILE])
+    settings.pop("auto_map", None)
+    return {**files, CONFIG_FILE: json.dumps(settings).encode()}
+
+
+def difference(theirs: Any, ours: Tokenizer) -> str:
+    """Say in which text a tokenizer of transformers gives other ids than ours; nothing if in none."""
+    for text in adversarial_texts(ours):
+        found, own = theirs.encode(text, add_special_tokens=False), ours.encode(text.encode()).tolist()
+        if found != own:
+            return f"{text!r} as {found}, and gptjax as {own}"
+    return ""
+
+
+def adversarial_texts(tokenizer: Tokenizer, n: int = TEXTS, seed: int = 0) -> list[str]:
+    """Return texts of the tokenizer's own pieces in any order, and of spaces, marks and letters it may lack."""
+    rng = random.Random(seed)
+    pieces = [tokenizer.decode([i]).decode(errors="ignore") for i in range(tokenizer.vocab_size)]
+    letters = [
+        " ",
+        "  ",
+        "    ",
+        "\n",
+        "\t",
+        "\u2581",
+        "\u00e9",
+        "e\u0301",
+        "\u65e5\u672c",
+        "\U0001d11e",
+        "\u200d",
+        "\0",
+    ]
+    letters += ["<s>", "<unk>", "0", "A", *(tokenizer.added if isinstance(tokenizer, JsonTokenizer) else ())]
+    texts = []
+    for i in range(n):
+        alphabet = pieces if i % 2 else rng.sample(letters, rng.randrange(1, len(letters)))
+        texts.append("".join(rng.choice(alphabet) for _ in range(rng.randrange(1, 40))))
+    return texts

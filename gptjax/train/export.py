@@ -3,6 +3,7 @@
 They go from disk to disk a few chunks at a time, so a model need not fit the machine that exports it.
 """
 
+import errno
 import logging
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +64,10 @@ def write_model(to: Path, config: GPTConfig, weights: Mapping[str, "Source"], fa
 
 @contextmanager
 def written_aside(to: Path) -> Iterator[Path]:
-    """Give a new folder that takes its name when it is whole, and is gone if it never is; BadInput if it exists."""
+    """Give a new folder that takes its name when it is whole, and is gone if it never is.
+
+    BadInput if it exists, or for what it is made of; OSError where it cannot be written, as on a full disk.
+    """
     if to.exists():
         raise BadInput(f"{to} exists and is not overwritten; move it away or choose another name")
     aside = Path(mkdtemp(dir=to.absolute().parent, prefix=f".{to.name}."))
@@ -71,10 +75,14 @@ def written_aside(to: Path) -> Iterator[Path]:
         yield aside
         aside.chmod(0o755)
         aside.rename(to)
-    except BadInput:
-        raise
-    except (Unreadable, OSError, ValueError) as error:
-        raise BadInput(f"{to} was not written ({reason(error)}); make room, or give another --step") from error
+    except Unreadable as error:
+        raise BadInput(f"{to} was not written: what it is made of {error}; give another --step") from error
+    except OSError as error:
+        raise OSError(error.errno or errno.EIO, f"was not written ({reason(error)})", str(to)) from error
+    except ValueError as error:
+        if "os_error_code=" not in str(error):  # by which TensorStore says that storage has failed
+            raise
+        raise OSError(errno.EIO, f"was not written ({reason(error)})", str(to)) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

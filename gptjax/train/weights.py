@@ -5,7 +5,7 @@ every file of params/) and, where there is one, tokenizer.model.
 """
 
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd
 from pathlib import Path
@@ -27,6 +27,41 @@ from gptjax.train.tune import merged_arrays
 
 MARK = "weights.json"  # in a folder of weights alone
 PARAMS = "params."
+MARK_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The ids that begin and end texts, as transformers' config.json and generation_config.json name them.
+
+    generation is None where there was no such file, and config.json counts for it too. BadInput for what is no id.
+    """
+
+    config: dict[str, Any]
+    generation: dict[str, Any] | None
+
+    def __post_init__(self) -> None:
+        for said in (self.config, self.generation or {}):
+            for name in MARK_IDS:
+                value = said.get(name)
+                ids = value if isinstance(value, list) and name == "eos_token_id" else [value]
+                if not all(i is None or (type(i) is int and -(2**31) <= i < 2**31) for i in ids):
+                    raise BadInput(f"{name} = {value!r} is not an id; give a whole number, or null")
+
+    @property
+    def leads(self) -> list[int]:
+        """The ids that may lead a text, the best first: some of them may be none of the vocabulary."""
+        files = (self.config, self.generation or {})
+        return [i for name in MARK_IDS[:2] for said in files for i in _ids(said.get(name))]
+
+    @property
+    def stops(self) -> list[int]:
+        """The ids at which transformers ends a generation."""
+        return _ids((self.config if self.generation is None else self.generation).get("eos_token_id"))
+
+
+def _ids(value: Any) -> list[int]:
+    return [i for i in (value if isinstance(value, list) else [value]) if i is not None]
 
 
 @dataclass(frozen=True)
@@ -38,6 +73,7 @@ class SavedModel:
     run: RunConfig | None  # None: weights alone
     step: int | None
     facts: dict[str, Any]  # where it comes from, as weights.json has it
+    marks: Marks | None = None  # what an imported model says of them
 
     @cached_property
     def arrays(self) -> dict[str, ts.TensorStore]:
@@ -63,6 +99,18 @@ class SavedModel:
         if self.run is None:
             raise BadInput(f"{self.directory} has no {MODEL_FILE}: it was imported without one; put it there")
         return open_stores(self.run.data)[0].tokenizer
+
+    @property
+    def stops(self) -> list[int]:
+        """The ids that end a generation: an imported model's own, else the one that begins the next document."""
+        stops = self.marks.stops if self.marks else [self.tokenizer.bos]
+        return [i for i in stops if 0 <= i < self.config.vocab_size]
+
+    @property
+    def speaker(self) -> GPTConfig:
+        """The model to generate with: ids that its tokenizer lacks, and that only pad its vocabulary, are not drawn."""
+        known = min(self.tokenizer.vocab_size, self.config.vocab_size)
+        return replace(self.config, vocab_size=known, vocab_multiple=self.config.padded_vocab)
 
     def layout(self) -> Layout:
         """Return how its run lay on the devices; where these are others, it is split over what divides it."""
@@ -96,14 +144,41 @@ def saved_model(directory: Path, step: int | None = None) -> SavedModel:
             raise BadInput(f"{directory} holds weights of one step; leave out --step")
         if wrong := altered(directory / "params", directory / "seal.json"):
             raise BadInput(f"{directory / 'params'} {wrong}; write it again")
-        facts = read_json(directory / MARK)
-        return SavedModel(directory, from_json(GPTConfig, facts.pop("model")), None, facts.get("step"), facts)
+        return _read_mark(directory)
     if not (directory / "config.json").is_file():
         raise BadInput(f"{directory} has neither config.json nor {MARK}; give the directory of a run or of weights")
-    if "architectures" in read_json(directory / "config.json"):
+    content = read_json(directory / "config.json")
+    if isinstance(content, dict) and "architectures" in content:
         raise BadInput(f"{directory} holds a model of transformers; gptjax import it first")
     config = load_config(directory / "config.json")
     return SavedModel(directory, config.model, config, _chosen_step(directory, step), {})
+
+
+def _read_mark(directory: Path) -> SavedModel:
+    """Read weights.json; BadInput where it does not say what it has to."""
+    path = directory / MARK
+    facts = read_json(path)
+    if not isinstance(facts, dict) or "model" not in facts:
+        raise BadInput(f"{path} does not say which model it is; export or import it again")
+    for name in ("step", "tokens"):
+        if type(facts.get(name)) not in (int, type(None)):
+            raise BadInput(f"{path}: {name} = {facts[name]!r} is not a whole number; export or import it again")
+    try:
+        model = from_json(GPTConfig, facts.pop("model"))
+        marks = _marks(facts.get("marks"))
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}; export or import it again") from None
+    return SavedModel(directory, model, None, facts.get("step"), facts, marks)
+
+
+def _marks(given: Any) -> Marks | None:
+    """Rebuild the marks of weights.json: those from before there were any, and exports of runs, have none."""
+    if given is None:
+        return None
+    config, generation = (given.get("config"), given.get("generation")) if isinstance(given, dict) else (None, None)
+    if not isinstance(config, dict) or not isinstance(generation, dict | None):
+        raise BadInput("its marks are not those of two files")
+    return Marks(config, generation)
 
 
 def _chosen_step(run: Path, step: int | None) -> int:
