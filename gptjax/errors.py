@@ -10,9 +10,10 @@ def ending(error: BaseException) -> tuple[int, str] | None:
     if isinstance(error, BadInput):
         return 2, str(error)
     if isinstance(error, KeyboardInterrupt):
-        return 130, ""
+        return 130, str(error)
     if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
         return 2, f"{error.filename}: {error.strerror}; check the path and its permissions"
     if isinstance(error, OSError):  # a full disk, storage that is away: nothing that was given is wrong
-        return 1, f"{error.filename}: {error.strerror}; see to it, and run the same command again"
+        said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+        return 1, f"{said}; make room or see to it there, and run the same command again"
     return None

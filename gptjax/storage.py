@@ -8,6 +8,8 @@ import errno
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -26,12 +28,15 @@ ABSENT = b"\x02"  # the generation that TensorStore gives to what is not there; 
 def folder(where: str) -> Path:
     """Read what a user gives as a directory: a path of this machine, or gs://BUCKET/PATH.
 
-    The second is no pathlib.Path, and has as much of its interface as this program uses. BadInput for other addresses.
+    The second is no pathlib.Path, and has as much of its interface as this program uses. BadInput for other addresses,
+    and for a path in a bucket whose signs are a pattern to one of its readers, or a part of an address to another.
     """
     if "://" not in where:
         return Path(where)
     if not re.fullmatch(r"gs://[a-z0-9][a-z0-9._-]+/[^/].*", where):
         raise BadInput(f"{where} is not a folder that Orbax can write; give a directory, or gs://BUCKET/PATH")
+    if sign := re.search(r"[][*?#%{}\\\x00-\x1f]", where):
+        raise BadInput(f"{where} has {sign[0]!r} in its name, which does not work in a bucket; use letters and digits")
     if find_spec("gcsfs") is None:
         raise BadInput(f"{where} needs gcsfs; pip install 'gptjax[gcs]'")
     from etils import epath
@@ -134,13 +139,31 @@ def url_of(path: Path) -> str:
     return f"{path}/" if is_remote(path) else f"{path.absolute().as_uri()}/"
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError say of which file it is; one from a write or a flush says nothing (a full disk)."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def _write_beside(path: Path, data: bytes) -> Path:
+    """Write a new file beside a path; where that fails, as on a full disk, nothing is left."""
     with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)
-    return Path(file.name)
+        beside = Path(file.name)
+        try:
+            with naming(path):
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(beside, 0o644)
+        except BaseException:
+            beside.unlink()
+            raise
+    return beside
 
 
 def _object(path: Path) -> tuple[Any, str]:

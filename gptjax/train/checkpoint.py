@@ -1,10 +1,12 @@
 """Checkpoints that are what they say: Orbax writes them, a sha256 seal proves them, damaged ones are passed over.
 
 Orbax alone restores flipped bytes silently and counts an empty directory as the latest step, so a step exists only
-while its seal does: the seal is written last, in the background, and goes first when the step is deleted. They are read
-an array at a time and a few chunks at a time, so that the host never holds more than the piece that a device is to get.
+while its seal does: the seal is written last, in the background, once the step has been opened, and goes first when
+the step is deleted. Steps are read an array at a time and a few chunks at a time, so that the host never holds more
+than the piece that a device is to get.
 """
 
+import glob
 import hashlib
 import itertools
 import logging
@@ -23,19 +25,41 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from etils.epath.gpath import PosixGPath
 
 from gptjax import hosts
 from gptjax.config import SaveConfig
 from gptjax.errors import BadInput
 from gptjax.files import read_json, write_json
-from gptjax.storage import absolute, all_names, remove, url_of
+from gptjax.storage import absolute, all_names, is_remote, names, remove, url_of
 
 CHUNK = 8 * 2**20  # bytes: the least that is read of an array
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder until Orbax has written all of it
+ASIDE = ".unreadable"  # ends the name of a step that could not be taken
 
 
 class Unreadable(Exception):
     """What was written is there, byte for byte, and is not a checkpoint."""
+
+
+class _Literal(PosixGPath):
+    """A path whose own name is never taken for a pattern, which etils (1.15) does with `[3e-4]` in a folder's name."""
+
+    def glob(self, pattern: str) -> Iterator["_Literal"]:
+        return (self / name for name in glob.glob(pattern, root_dir=self))
+
+
+def for_orbax(path: Path) -> Path:
+    """Return a folder as Orbax can be given it; BadInput for a name that TensorStore cannot write as it is.
+
+    Addresses of object storage are checked where they are read (storage.folder).
+    """
+    if is_remote(path):
+        return path
+    name = str(path)
+    if "\\" in name or name != name.encode(errors="replace").decode():
+        raise BadInput(f"{path}: checkpoints cannot lie where a name has a backslash or is not UTF-8; use another")
+    return _Literal(path.absolute())
 
 
 def seal_of(directory: Path, step: int) -> Path:
@@ -44,7 +68,8 @@ def seal_of(directory: Path, step: int) -> Path:
 
 def sealed_steps(directory: Path) -> list[int]:
     """Return the steps that have a seal, newest first."""
-    return sorted((int(seal.stem) for seal in directory.glob("seals/*.json") if seal.stem.isdecimal()), reverse=True)
+    stems = (name.removesuffix(".json") for name in names(directory / "seals") if name.endswith(".json"))
+    return sorted((int(stem) for stem in stems if stem.isdecimal()), reverse=True)
 
 
 def written_steps(directory: Path) -> list[int]:
@@ -93,7 +118,7 @@ def seal(folder: Path, loss: float | None = None) -> dict[str, Any]:
 def _read_seal(path: Path) -> dict[str, Any] | str:
     """Return a seal, `{"files": {name: [size, sha256]}, "loss": nats a token or None}`, or what is wrong with it."""
     if not path.is_file():
-        return "has no seal, so it was never finished"
+        return "has no seal, so it was never finished, or its seal was not copied"
     try:
         seal = read_json(path)
         if seal["files"] and isinstance(seal["files"], dict) and isinstance(seal["loss"], float | None):
@@ -146,7 +171,7 @@ def read_tree(arrays: Mapping[str, ts.TensorStore], abstract: Any, what: str) ->
     flights = in_flight(arrays)
     found = []
     for path, leaf in leaves:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        name = _name(path)
         if name not in arrays:
             raise BadInput(f"{what} holds no {name}; it is of another model or optimizer")
         array = arrays[name]
@@ -164,11 +189,26 @@ def open_arrays(tree: Path) -> dict[str, ts.TensorStore]:
     base = {"driver": "ocdbt", "base": url_of(tree)}
     try:
         keys = ts.KvStore.open(base).result().list().result()
-        names = [key.decode().removesuffix("/.zarray") for key in keys if key.endswith(b"/.zarray")]
-        opening = {name: ts.open({"driver": "zarr", "kvstore": {**base, "path": name}}, open=True) for name in names}
-        return {name: array.result() for name, array in opening.items()}
+        found = [key.decode().removesuffix("/.zarray") for key in keys if key.endswith(b"/.zarray")]
+        opening = {name: ts.open({"driver": "zarr", "kvstore": {**base, "path": name}}, open=True) for name in found}
+        opened = {name: array.result() for name, array in opening.items()}
     except (ValueError, OSError) as error:
         raise Unreadable(f"cannot be read: {reason(error)}") from error
+    if not opened:
+        raise Unreadable("cannot be read: it holds no arrays")
+    return opened
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
+def _opens(step: Path) -> bool:
+    """Say whether a step is whole as far as its arrays can be opened."""
+    try:
+        return bool(open_arrays(step / "default"))
+    except Unreadable:
+        return False
 
 
 def _chunked(path: tuple[Any, ...], array: jax.Array) -> ocp.SaveArgs:
@@ -232,6 +272,12 @@ def reason(error: BaseException) -> str:
     return quoted[1].strip() if quoted else line
 
 
+def _is_of_storage(error: BaseException) -> bool:
+    """Say whether an error is storage's answer and no bug: TensorStore's are ValueErrors such as "INTERNAL: ..."."""
+    told = isinstance(error, ValueError) and re.match(r"[A-Z_]+: ", str(error))
+    return isinstance(error, OSError | Unreadable) or bool(told)
+
+
 def kept(losses: dict[int, float | None], save: SaveConfig) -> set[int]:
     """Choose of the steps, each with its validation loss if it has one, those to keep."""
     steps = sorted(losses)
@@ -251,8 +297,9 @@ class Checkpoints:
         self.directory, self.config, self.still_ours = absolute(directory), save, still_ours
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # a failed save is a line of ours, not pages of Orbax's
         hosts.agree(self._make_ready)
-        self.newest = newest_intact(self.directory, self._delete)  # what is discarded is written anew
-        self.manager = ocp.CheckpointManager(self.directory)  # it keeps all; `_retain` deletes
+        self.newest = newest_intact(self.directory, self._discard)
+        hosts.agree(self._retain)
+        self.manager = ocp.CheckpointManager(for_orbax(self.directory))  # it keeps all; `_retain` deletes
         self.thread = ThreadPoolExecutor(1)
         self.finish: Callable[[], None] | None = None
 
@@ -278,7 +325,7 @@ class Checkpoints:
                 return state, self.newest
             warn(self.directory, self.newest, f"{wrong} (set aside)")
             hosts.agree(partial(self._set_aside, self.newest))
-            self.newest = newest_intact(self.directory, self._delete)
+            self.newest = newest_intact(self.directory, self._discard)
             self.manager.reload()
         return None
 
@@ -289,13 +336,14 @@ class Checkpoints:
             return
         hosts.agree(lambda: self._delete(step))  # what a process that lost this run to us may have written meanwhile
         chunked = jax.tree.map_with_path(_chunked, state)
+        shapes = {_name(path): np.shape(leaf) for path, leaf in jax.tree.leaves_with_path(state)}
 
         def write() -> None:
             if not self.manager.save(step, args=ocp.args.StandardSave(state, save_args=chunked)):
                 raise OSError(f"Orbax declines step {step}; its newest is {self.manager.latest_step()}")
 
         self._or_say(step, write)
-        self.finish = self.thread.submit(lambda: self._or_say(step, lambda: self._seal(step, loss))).result
+        self.finish = self.thread.submit(lambda: self._or_say(step, lambda: self._seal(step, loss, shapes))).result
         self.newest = step
 
     def wait(self) -> None:
@@ -305,49 +353,85 @@ class Checkpoints:
             finish()
 
     def _or_say(self, step: int, write: Callable[[], Any]) -> None:
+        """Write; what storage refuses becomes an OSError in our words: exit code 1, and a launcher starts again."""
         try:
             write()
         except Exception as error:
             self.still_ours()
+            if not _is_of_storage(error):
+                raise
             intact = next(iter(sealed_steps(self.directory)), None)
             good = "no step is" if intact is None else f"step {intact} is"
-            raise BadInput(
-                f"checkpoint {self.directory / str(step)} was not saved ({reason(error)}); "
-                f"{good} intact: make room there and run the same command again"
-            ) from error
+            path = self.directory / str(step)
+            raise OSError(f"checkpoint {path} was not saved ({reason(error)}); {good} intact") from error
 
-    def _seal(self, step: int, loss: float | None) -> None:
-        """Wait until every process has written a step; on the first write its seal, and delete what is not kept.
+    def _seal(self, step: int, loss: float | None, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Wait until every process has written a step; on the first open it, seal it, and delete what is not kept.
 
         This runs in a thread, where processes cannot meet: the first reads all files.
         """
         self.manager.wait_until_finished()
         if hosts.is_first():
-            found = seal(self.directory / str(step), loss)
+            written = self.directory / str(step)
+            if {name: array.shape for name, array in open_arrays(written / "default").items()} != shapes:
+                raise Unreadable("it holds other arrays than those that were to be written")
+            found = seal(written, loss)
             self.still_ours()
             write_json(seal_of(self.directory, step), found)
             self._retain()
 
     def _make_ready(self) -> None:
-        """Make the folders, and clear what a killed save left; a process that wakes may still be busy with it."""
-        (self.directory / "seals").mkdir(parents=True, exist_ok=True)
+        """Make the folders, and clear what a killed save left; a process that wakes may still be busy with it.
+
+        A kill leaves one whole step without a seal, and the folder of seals. BadInput where there is more than that:
+        seals were lost, and to discard steps would lose work.
+        """
+        seals = self.directory / "seals"
+        newest = max(sealed_steps(self.directory), default=-1)
+        bare = [step for step in written_steps(self.directory) if step > newest and _opens(self.directory / str(step))]
+        if len(bare) > 1 or (bare and not is_remote(seals) and not seals.is_dir()):
+            steps = ", ".join(map(str, reversed(bare)))
+            raise BadInput(
+                f"{self.directory} holds steps without their seals, which prove them: {steps}; copy {seals} from where "
+                "they were written, or delete these steps to train them again"
+            )
+        seals.mkdir(parents=True, exist_ok=True)
         for left in self.directory.glob(f"*{UNFINISHED}*"):
             with suppress(OSError):
                 remove(left)
 
     def _retain(self) -> None:
+        """Delete the sealed steps that are not kept, and what lies about of steps that a newer sealed one replaces.
+
+        That is what a process left that was killed while it deleted a step, and what was set aside.
+        """
         seals = {step: _read_seal(seal_of(self.directory, step)) for step in written_steps(self.directory)}
         losses = {step: seal["loss"] for step, seal in seals.items() if not isinstance(seal, str)}
-        for step in losses.keys() - kept(losses, self.config):
+        keep, newest = kept(losses, self.config), max(losses, default=-1)
+        for step in losses.keys() - keep:
             self._delete(step)
+        bare = seals.keys() - sealed_steps(self.directory) - keep
+        aside = {int(path.stem): path for path in self.directory.glob(f"*{ASIDE}") if path.stem.isdecimal()}
+        for step, left in [*((step, self.directory / str(step)) for step in bare), *aside.items()]:
+            if step <= newest:
+                with suppress(OSError):  # another process may be at it too
+                    remove(left)
 
     def _delete(self, step: int) -> None:
         remove(seal_of(self.directory, step))
         remove(self.directory / str(step))
 
+    def _discard(self, step: int) -> None:
+        """Make way for a step that is to be written anew: what was sealed is only set aside."""
+        if seal_of(self.directory, step).is_file():
+            self._set_aside(step)
+        else:
+            self._delete(step)
+
     def _set_aside(self, step: int) -> None:
-        """Take a step out of the way whose bytes are proved: the fault may be the reader's."""
-        aside = self.directory / f"{step}.unreadable"
+        """Take a sealed step out of the way, until it is written anew: the fault may be the seal's, or the reader's."""
+        written, aside = self.directory / str(step), self.directory / f"{step}{ASIDE}"
         remove(seal_of(self.directory, step))
         remove(aside)
-        (self.directory / str(step)).rename(aside)
+        if written.exists():
+            written.rename(aside)

@@ -18,6 +18,7 @@ from gptjax.leases import Lease, hold
 from gptjax.models.gpt import gpt
 from gptjax.question import fingerprint
 from gptjax.sharding import Layout
+from gptjax.train.checkpoint import for_orbax
 from gptjax.train.origin import check_origin
 from gptjax.train.result import data_digest, device_name
 from gptjax.train.tune import tuned
@@ -74,6 +75,7 @@ def claim(
         check_shared(directory)
         yield None
         return
+    for_orbax(directory)
     path, env = directory / "config.json", directory / "env.json"
     if path.is_file() and fingerprint(load_config(path)) != fingerprint(config):
         raise BadInput(f"{directory} holds a run of another config; use a new --dir")

@@ -25,7 +25,7 @@ from gptjax.files import write_json
 from gptjax.models.gpt import GPTConfig
 from gptjax.params import nested
 from gptjax.question import fingerprint
-from gptjax.train.checkpoint import CHUNK, Unreadable, chunk_of, copy, in_flight, reason, seal
+from gptjax.train.checkpoint import CHUNK, Unreadable, chunk_of, copy, for_orbax, in_flight, reason, seal
 from gptjax.train.weights import MARK, SavedModel
 
 
@@ -109,7 +109,7 @@ def write_params(weights: Mapping[str, Source], to: Path) -> None:
     kinds = {type(source) for source in weights.values()}
     registry = ocp.type_handlers.create_type_handler_registry(*((kind, SourceHandler()) for kind in kinds))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as writer:
-        writer.save(to.absolute(), nested(weights))
+        writer.save(for_orbax(to), nested(weights))
 
 
 @dataclass(frozen=True)
