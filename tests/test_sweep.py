@@ -28,7 +28,7 @@ from gptjax.sharding import MeshConfig
 from gptjax.sweep.execute import pending, status
 from gptjax.sweep.ledger import Ledger
 from gptjax.sweep.local import execute
-from gptjax.sweep.loop import run_sweep, write_tables
+from gptjax.sweep.loop import read_curve, run_sweep, thin_curve, write_tables
 from gptjax.sweep.plan import Plan, SweepConfig, describe, holdout_run, make_plan
 from gptjax.sweep.rules import always, power
 from gptjax.train.optim import OptimConfig
@@ -208,6 +208,54 @@ def test_a_sweep_runs_once_and_again_does_only_what_is_pending(sweep, quiet):
         assert float(row["flops"]) == pytest.approx(6 * float(row["params"]) * float(row["tokens"]))
         assert row["flops"] == row["flops_6n_total"] and float(row["params"]) > 0
     assert "0 pending" in status(quiet)
+
+
+def curves_of(directory: Path) -> dict[str, np.ndarray]:
+    """Read curves.csv: of each run the columns tokens, flops and loss."""
+    found: dict[str, list[list[float]]] = {}
+    with (directory / "curves.csv").open() as file:
+        for row in csv.DictReader(file):
+            found.setdefault(row["run"], []).append([float(row[name]) for name in ("tokens", "flops", "loss")])
+    return {name: np.array(points) for name, points in found.items()}
+
+
+def test_the_curve_of_a_branch_begins_with_its_trunks(sweep, quiet):
+    made = make_plan(sweep)
+    write_tables(made, quiet)
+    found = curves_of(quiet)
+    assert set(found) == {run.name for run in made.runs if run.role == "cell"}  # a trunk has no curve of its own
+    lines = {run.name: read_curve(quiet / "runs" / run.name) for run in made.runs}
+    for run in (run for run in made.runs if run.role == "cell"):
+        tokens, flops, loss = found[run.name].T
+        branch = run.config.first_step * run.config.tokens_per_step
+        assert (np.diff(tokens) > 0).all() and tokens[-1] == run.tokens and flops[-1] == pytest.approx(run.flops)
+        assert tokens[0] <= 2 * sweep.base.log_every * run.config.tokens_per_step and branch in tokens
+        whole = np.concatenate([lines[run.parent][lines[run.parent][:, 0] <= branch], lines[run.name]])
+        mean = np.average(whole[:, 1], weights=np.diff(whole[:, 0], prepend=0))
+        assert np.average(loss, weights=np.diff(tokens, prepend=0)) == pytest.approx(mean)  # no step is lost
+
+
+def test_a_thinned_curve_keeps_its_end_and_its_mean():
+    tokens = np.arange(1, 20_001) * 512.0
+    points = np.stack([tokens, 2 + tokens**-0.3], axis=1)
+    for start, kept in ((0, points), (tokens[15_999], points[16_000:])):
+        thin = thin_curve(kept, start)
+        assert 20 <= len(thin) < 200 and thin[-1, 0] == tokens[-1]
+        assert np.average(thin[:, 1], weights=np.diff(thin[:, 0], prepend=start)) == pytest.approx(kept[:, 1].mean())
+    assert len(thin_curve(points[:0])) == 0 and len(thin_curve(points[:1])) == 1
+
+
+def test_a_branch_whose_trunk_failed_has_no_curve(sweep, tmp_path):
+    made = make_plan(replace(sweep, sizes=(4,), budgets=BUDGETS[:1]))
+    trunk, cell = made.runs
+    ledger = Ledger(tmp_path)
+    for run in made.runs:
+        ledger.append({"run": run.name, "role": run.role, "status": "failed", "reason": "training loss nan at step 15"})
+    lines = [json.dumps({"step": s, "tokens": s * trunk.config.tokens_per_step, "train/loss": 5.0}) for s in (5, 10)]
+    (tmp_path / "runs" / trunk.name).mkdir(parents=True)
+    (tmp_path / "runs" / trunk.name / "metrics.jsonl").write_text("\n".join([*lines, ""]))
+    write_tables(made, tmp_path)
+    assert not (tmp_path / "curves.csv").exists()
 
 
 def test_rules_see_their_own_horizon(cache):

@@ -26,12 +26,14 @@ from gptjax.hosts import agree
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.predict import NoForecast, forecaster, predict, register, score
 from gptjax.laws.report import SWEEPS, write_report
-from gptjax.laws.table import read_runs
+from gptjax.laws.table import Floats, read_runs
 from gptjax.sweep.execute import Executor
 from gptjax.sweep.ledger import Ledger, Row
 from gptjax.sweep.plan import Plan, PlannedRun, SweepConfig, holdout_run, make_plan, short
 from gptjax.train.metrics import read_metrics
 from gptjax.train.origin import identified
+
+PER_DECADE, FEWEST_BINS = 30, 20  # of a thinned training curve
 
 
 def run_sweep(sweep: SweepConfig, directory: Path, execute: Executor) -> Path:
@@ -86,30 +88,52 @@ def publish(sweep: SweepConfig, plan: Plan, directory: Path, began: float) -> No
 
 
 def write_tables(cells: Plan, directory: Path) -> None:
-    """Write runs.csv and runs.parquet, a row for each cell with its raw facts, and curves.csv, the training curves."""
+    """Write runs.csv and runs.parquet, a row for each cell with its raw facts, and curves.csv, the training curves.
+
+    The curve of a branch begins with its trunk's, up to the step where it left it. So every curve is that of a whole
+    run, and a trunk has none of its own.
+    """
     rows = Ledger(directory).rows()
     runs = [table_row(rows[run.name], run.params, cells.convention) for run in cells.runs if run.name in rows]
     write_file(directory / "runs.csv", to_csv(runs))
     write_file(directory / "runs.parquet", to_parquet(runs))
-    curves: list[Row] = []
+    lines: list[Row] = []
+    trunks: dict[str, Floats] = {}
     for run in (run for run in cells.runs if run.name in rows):
-        lines = read_metrics(directory / "runs" / run.name / "metrics.jsonl")
-        per_token = rows[run.name]["flops_per_token"][cells.convention] if "flops_per_token" in rows[run.name] else 0.0
-        tokens, losses = thin_curve(lines)
-        for d, loss in zip(tokens, losses, strict=True):
-            curves.append({"run": run.name, "params": run.params, "tokens": d, "flops": d * per_token, "loss": loss})
-    if curves:
-        write_file(directory / "curves.csv", to_csv(curves))
+        own = read_curve(directory / "runs" / run.name)
+        if run.role == "trunk":
+            trunks[run.name] = own
+        elif len(own):
+            left = run.config.first_step * run.config.tokens_per_step  # the tokens at which it left its trunk
+            trunk = trunks.get(run.parent or "", own[:0])
+            parts = [thin_curve(trunk[trunk[:, 0] <= left]), thin_curve(own, left)]
+            same, per_token = {"run": run.name, "params": run.params}, run.flops / run.tokens
+            for tokens, loss in np.concatenate(parts).tolist():
+                lines.append({**same, "tokens": tokens, "flops": tokens * per_token, "loss": loss})
+    if lines:
+        write_file(directory / "curves.csv", to_csv(lines))
 
 
-def thin_curve(lines: list[Row], per_decade: int = 30) -> tuple[list[float], list[float]]:
-    """Average a training curve in bins of equal log tokens; lines are means since the line before."""
-    points = np.array([(line["tokens"], line["train/loss"]) for line in lines if "train/loss" in line]).reshape(-1, 2)
+def read_curve(directory: Path) -> Floats:
+    """Read a run's training curve, (lines, 2): tokens, and the mean loss since the line before."""
+    lines = [line for line in read_metrics(directory / "metrics.jsonl") if "train/loss" in line]
+    return np.array([(line["tokens"], line["train/loss"]) for line in lines]).reshape(-1, 2)
+
+
+def thin_curve(points: Floats, start: float = 0.0) -> Floats:
+    """Average a training curve that begins at `start` tokens in bins of equal log tokens; both are (points, 2).
+
+    A bin's loss is the mean over its tokens, and it stands at its last. There are 30 bins in a decade, and more where a
+    curve would have fewer than 20 in all: a cooldown is the last fifth of its run, and its end decides the law.
+    """
     if not len(points):
-        return [], []
-    edges = np.geomspace(1e3, 1e13, 10 * per_decade)
-    groups = np.split(points, np.flatnonzero(np.diff(np.digitize(points[:, 0], edges))) + 1)
-    return [g[-1, 0] for g in groups], [g[:, 1].mean() for g in groups]
+        return points
+    tokens, loss = points.T
+    per_decade = max(PER_DECADE, FEWEST_BINS / max(np.log10(tokens[-1] / tokens[0]), 1e-9))
+    first = np.flatnonzero(np.diff(np.floor(per_decade * np.log10(tokens)), prepend=-np.inf))
+    seen = np.diff(tokens, prepend=start)
+    mean = np.add.reduceat(seen * loss, first) / np.add.reduceat(seen, first)
+    return np.stack([tokens[np.append(first[1:] - 1, len(tokens) - 1)], mean], axis=1)
 
 
 def table_row(row: Row, params: int, convention: str) -> Row:

@@ -108,7 +108,7 @@ def training(
                 stop = hosts.preempted(preempted) and step < config.steps
                 if due(step, config.save.every) or step in config.save.at or step == config.steps or stop:
                     confirm(*mine)
-                    log.flush()  # no step is saved whose metrics are not
+                    log.flush(saving=True)  # no step is saved whose metrics are not
                     metrics.flush()
                     checkpoints.save(step, state, evaluation.loss(loader.weights) if evaluation else None)
                 if stop:

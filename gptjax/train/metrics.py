@@ -103,7 +103,11 @@ class Diverged(Exception):
 
 
 class Log:
-    """Metrics a call late, the progress bar, and the watch on divergence."""
+    """Metrics a call late, the progress bar, and the watch on divergence.
+
+    A line of training metrics is written at every multiple of `log_every` and at every step that is saved. Its loss is
+    the mean over all steps since the line before. A resumed run begins at a saved step, so it needs no earlier losses.
+    """
 
     def __init__(self, config: RunConfig, store: TokenStore, metrics: MetricsWriter, first: int, position: int) -> None:
         self.config, self.metrics = config, metrics
@@ -115,6 +119,8 @@ class Log:
         self.evaluation: tuple[int, Evaluation] | None = None  # of the pending call's last step
         self.uniform = math.log(config.model.vocab_size)
         self.step = first  # the last whose loss was read
+        self.unwritten: list[float] = []  # the losses since the last line
+        self.latest = (math.nan, math.nan, math.nan)  # gradient norm, rate and steps a second of the last step read
         bar = {"desc": metrics.path.parent.name, "unit": "step", "position": position, "leave": False}
         self.bar = tqdm(total=config.steps, initial=first, disable=None if hosts.is_first() else True, **bar)
 
@@ -136,29 +142,40 @@ class Log:
         """Take an evaluation of the step that the pending call reached."""
         self.evaluation = step, evaluation
 
-    def flush(self) -> None:
-        """Read the pending call and its evaluation, and write what is to be written; Diverged if a loss is lost."""
+    def flush(self, saving: bool = False) -> None:
+        """Read the pending call and its evaluation, and write their lines; Diverged if a loss is lost.
+
+        With `saving`, the last step read gets a line too, so that no loss is missing from the lines of a saved step.
+        """
         pending, self.pending = self.pending, None
         evaluation, self.evaluation = self.evaluation, None
         if pending:
             self._read(*pending)
+        if saving and self.unwritten:
+            self._write_line()
         if evaluation:
             self._write_evals(evaluation[0], evaluation[1].values)
 
     def _read(self, steps: range, outputs: Any, rates: np.ndarray) -> None:
-        """Write of a call's steps those that fall on `log_every`."""
+        """Take a call's losses in, and write a line at every multiple of `log_every`."""
         losses, norms = (np.asarray(outputs[name], np.float64) for name in ("loss", "grad_norm"))
-        every, now = self.config.log_every, time.perf_counter()
+        now = time.perf_counter()
         per_second, self.mark = len(steps) / max(now - self.mark, 1e-9), now
         for i, step in enumerate(range(steps.start + 1, steps.stop + 1)):
             if not math.isfinite(losses[i]) or losses[i] > 2 * self.uniform:
                 raise Diverged(f"training loss {losses[i]:.4g} at step {step}")
             self.step = step
-            if step % every == 0:  # the mean of a call's steps since the last line: the same after a resume
-                self._write(step, losses[max(0, i + 1 - every) : i + 1].mean(), norms[i], float(rates[i]), per_second)
+            self.unwritten.append(losses[i])
+            self.latest = norms[i], float(rates[i]), per_second
+            if step % self.config.log_every == 0:
+                self._write_line()
         self.bar.update(steps.stop - self.bar.n)
 
-    def _write(self, step: int, loss: float, norm: float, rate: float, per_second: float) -> None:
+    def _write_line(self) -> None:
+        """Write a line for the last step read: the mean loss since the line before, the rest as of this step."""
+        step, loss = self.step, float(np.mean(self.unwritten))
+        self.unwritten = []
+        norm, rate, per_second = self.latest
         tokens_per_second = per_second * self.config.tokens_per_step
         values = {
             "tokens": step * self.config.tokens_per_step,
