@@ -1,6 +1,5 @@
 """Gather the fits of all approaches, with their doubts and alternatives, as one JSON object: law.json."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -18,7 +17,7 @@ from gptjax.laws.hyper import fit_hyper, trials
 from gptjax.laws.isoflop import Budget, Isoflop, isoflop
 from gptjax.laws.parametric import Parametric, parametric
 from gptjax.laws.table import Curve, Floats, Runs
-from gptjax.laws.uncertainty import Draws, bootstrap, design_bias, influence, profile, subsample
+from gptjax.laws.uncertainty import Draws, bootstrap, design_bias, influence, judged, noise_of_one, profile, subsample
 
 BAND = 60  # budgets at which the bands of N*(C) and D*(C) are given, from the least to 10x the largest
 SAME_FLOPS = 0.03  # in log: a table whose C is 6ND, as the parametric law's optimum has it
@@ -39,17 +38,16 @@ def fit_all(
 ) -> Json:
     """Fit by each approach and give the JSON object of `gptjax fit`; docs/laws.md documents its keys.
 
-    Intervals resample as `choices.cluster` says for the parametric fit; isoFLOP and envelope take the noise of one
-    loss, from the scatter about the parabolas or else loss_se, and resample like the parametric where neither is known.
+    Intervals resample as `choices.cluster` says for the parametric fit; isoFLOP and envelope redraw the noise of one
+    loss, the scatter about the parabolas or else the law, and resample like the parametric where neither is known. A
+    fit whose interval says next to nothing is degenerate.
     `tables` adds the tables of choices, forms and compute cuts, and `sweeps` the coverage of the intervals, counted on
     so many sweeps that are simulated from the fitted law at these rows; `done` is called after each.
     """
     choices = choices or Choices()
     rows = choices.rows(runs)
     by_budget = isoflop(rows, interp=choices.interp, window=choices.window, seed=choices.seed)
-    noise = by_budget.noise
-    if math.isnan(noise) and not np.isnan(rows.loss_se).any():
-        noise = float(np.median(rows.loss_se))
+    noise = noise_of_one(rows, by_budget)
     fits: dict[Approach, Fit] = {}
     for approach in approaches:
         fits[approach] = by_budget
@@ -62,6 +60,7 @@ def fit_all(
     found: Json = {}
     for approach, fit in fits.items():
         draws = bootstrap(rows, fit, choices, noise=noise)
+        fit = judged(fit, draws)
         found[approach] = {**_common(fit, draws, rows), **_particular(rows, fit, draws, choices)}
         exact = under_6nd and not (isinstance(fit, Envelope) and fit.method == "training curves")
         if approach != "parametric" and exact and isinstance(truth, Parametric) and truth.status == "ok":
@@ -91,7 +90,7 @@ def fit_all(
             truth.law,
             rows.params,
             rows.tokens,
-            noise=truth.noise if math.isnan(noise) else noise / float(rows.loss.mean()),
+            noise=noise.sd / float(rows.loss.mean()) if noise.source else truth.noise,
             sweeps=sweeps,
             choices=choices,
             approaches=approaches,
@@ -116,7 +115,8 @@ def _common(fit: Fit, draws: Draws, runs: Runs) -> Json:
         for name, drawn in (("N", draws.params), ("D", draws.tokens)):
             spread = draws.interval(np.exp(drawn[:, :1] + drawn[:, 1:] * np.log(c)))
             band[f"{name}_interval"] = None if spread is None else spread.T
-    interval = {"resample": draws.resample, "draws": draws.asked, "failed_share": draws.failed_share}
+    interval: Json = {"resample": draws.resample, "draws": draws.asked, "failed_share": draws.failed_share}
+    interval |= {"noise": draws.noise.sd, "noise_from": draws.noise.source, "bias": draws.bias}
     return {
         "status": fit.status,
         "reasons": fit.reasons,
@@ -127,7 +127,7 @@ def _common(fit: Fit, draws: Draws, runs: Runs) -> Json:
         "N_coef": n_law and n_law.coef,
         "D_coef": d_law and d_law.coef,
         "band": band,
-        "interval": {**interval, "noise": draws.noise},
+        "interval": interval,
         "draws": {"N": draws.params, "D": draws.tokens},
         "used": fit.used,
         "dropped": fit.dropped,
@@ -146,11 +146,11 @@ def _particular(runs: Runs, fit: Fit, draws: Draws, choices: Choices) -> Json:
     columns = np.concatenate([np.exp(draws.theta[:, :3]), draws.theta[:, 3:]], axis=1)
     drawn = dict(zip(law, columns.T, strict=True))
     doubt: Json = {f"{name}_interval": draws.interval(column) for name, column in drawn.items()}
-    doubt |= {f"{name}_se": column.std() if len(column) else None for name, column in drawn.items()}
-    doubt |= {"a_se": draws.params[:, 1].std() if len(draws.params) else None, "theta_draws": draws.theta}
+    doubt |= {f"{name}_se": column.std() if draws.enough else None for name, column in drawn.items()}
+    doubt |= {"a_se": draws.params[:, 1].std() if draws.enough else None, "theta_draws": draws.theta}
     for name in ("profile", "influence", "subsample"):
         doubt[name] = None
-    if len(draws.theta) > 1:
+    if draws.enough:
         doubt["profile"] = profile(runs, fit, choices, draws)
         doubt["influence"] = influence(runs, fit, choices)
         doubt["subsample"] = subsample(runs, fit, choices)

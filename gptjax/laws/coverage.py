@@ -16,7 +16,7 @@ from gptjax.laws.isoflop import isoflop
 from gptjax.laws.parametric import FEW, parametric
 from gptjax.laws.simulate import simulate
 from gptjax.laws.table import Floats
-from gptjax.laws.uncertainty import bootstrap
+from gptjax.laws.uncertainty import bootstrap, judged, noise_of_one
 
 Json = dict[str, Any]
 DRAWS = 200
@@ -37,9 +37,9 @@ def coverage(
 ) -> Json:
     """Simulate sweeps of these (N, D) with noise of log loss, fit each, and count the 95 % intervals that hold a.
 
-    Gives for each approach: `fitted` sweeps, `refused` ones, the `covered` share of the fitted with its own exact 95 %
-    interval, the mean error of a (bias), its root mean square, and the mean width of the interval. `done` is called
-    after each sweep.
+    Gives for each approach: `fitted` sweeps, those `refused` or degenerate, the `covered` share of the fitted with its
+    own exact 95 % interval, the mean error of a (bias), its root mean square, and the mean width of the interval.
+    `done` is called after each sweep.
     """
     choices = replace(choices or Choices(), bootstrap=DRAWS)
     errors: dict[str, list[float]] = {name: [] for name in approaches}
@@ -49,6 +49,7 @@ def coverage(
         runs = simulate(law, params, tokens, noise=noise, seed=seed + number)
         runs = runs if loss_se is None else replace(runs, loss_se=loss_se)
         by_budget = isoflop(runs, interp=choices.interp, window=choices.window)
+        of_one = noise_of_one(runs, by_budget)
         for name in approaches:
             fit: Fit = by_budget
             if name == "envelope":
@@ -57,9 +58,9 @@ def coverage(
                 fit = parametric(runs, choices, starts=CHINCHILLA.starts[FEW])
             if fit.params_law is None or fit.status != "ok":
                 continue
-            draws = bootstrap(runs, fit, replace(choices, seed=sweeps + number), noise=by_budget.noise)
+            draws = bootstrap(runs, fit, replace(choices, seed=sweeps + number), noise=of_one)
             ends = draws.interval(draws.params[:, 1])
-            if ends is None:
+            if ends is None or judged(fit, draws).status != "ok":
                 continue
             errors[name].append(fit.params_law.exponent - law.a)
             held[name].append(bool(ends[0] <= law.a <= ends[1]))

@@ -14,6 +14,7 @@ Estimator = Literal["huber", "lad", "lsq-log", "lsq"]
 Resample = Literal["rows", "params", "noise"]
 Approach = Literal["envelope", "isoflop", "parametric"]
 APPROACHES: tuple[Approach, ...] = get_args(Approach)
+MIN_DRAWS = 40  # the ends of a 95 % interval are the least and the greatest of so many
 MAX_CELLS = 20_000_000  # draws x rows of a bootstrap whose size is left to us
 
 

@@ -55,7 +55,11 @@ class Budget:
 
 @dataclass(frozen=True, kw_only=True)
 class Isoflop(Fit):
-    """The budgets, how their minima were found, and noise: the scatter of one loss about the parabolas, pooled."""
+    """The budgets, how their minima were found, and the noise of one loss.
+
+    That is the scatter about the parabolas, pooled over budgets, which has `freedom` degrees of freedom, and at least
+    the noise of the evaluation.
+    """
 
     interp: Interp
     window: int
@@ -63,6 +67,7 @@ class Isoflop(Fit):
     params_exponent_se: float
     tokens_exponent_se: float
     noise: float
+    freedom: int
 
 
 def isoflop(runs: Runs, *, interp: Interp = "parabola", window: int = 3, seed: int = 0) -> Isoflop:
@@ -118,6 +123,7 @@ def isoflop(runs: Runs, *, interp: Interp = "parabola", window: int = 3, seed: i
         params_exponent_se=params_se,
         tokens_exponent_se=tokens_se,
         noise=noise,
+        freedom=int(parabolas.freedom[0]),
     )
 
 
@@ -217,11 +223,15 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Parabolas(_Found):
-    """Parabolas (draws, budgets, 3) in log N from the least size, and the noise (draws,) of one loss about them."""
+    """Parabolas (draws, budgets, 3) in log N from the least size, and the noise (draws,) of one loss about them.
+
+    `freedom` (draws,) counts the losses beyond those that the parabolas take.
+    """
 
     curve: Floats
     bend_se: Floats
     noise: Floats
+    freedom: Floats
 
 
 def _edges(least: Ints, part: _Slice) -> Ints:
@@ -237,47 +247,41 @@ def _near(part: _Slice, least: int, window: int) -> slice:
 def _parabolas(runs: Runs, slices: list[_Slice], losses: Floats, window: int) -> _Parabolas:
     """Fit a parabola to each budget of each draw; errors by the delta method from the scatter pooled over budgets.
 
-    Evaluation noise, where given, is a floor: the noise of seed and data order comes on top and shows in the scatter.
+    The noise of the evaluation, where known, is a floor: that of seed and data order comes on top and shows in the
+    scatter. Since it is the smaller part, all losses have one weight.
     """
     shape = len(losses), len(slices)
     state, least = np.full(shape, STATIC), np.zeros(shape, dtype=int)
     centre, low, high = np.full((3, *shape), np.nan)
     curve, tokens = np.full((2, *shape, 3), np.nan)
     covariance = np.full((*shape, 3, 3), np.nan)
-    chi2, freedom, sd_sum, count = np.zeros((4, len(losses)))
-    known = np.ones(len(losses), dtype=bool)
+    squares, freedom = np.zeros((2, len(losses)))
     for j, part in enumerate(slices):
         if part.state != OK:
             continue
         y, log_n, log_d = losses[:, part.rows], np.log(part.sizes), np.log(runs.tokens[part.rows])
-        x, se = np.log(runs.params[part.rows]), runs.loss_se[part.rows]
+        x = np.log(runs.params[part.rows])
         least[:, j] = part.mean(y).argmin(axis=1)
         state[:, j] = _edges(least[:, j], part)
         for i in set(least[state[:, j] == OK, j].tolist()):
             at, near = np.flatnonzero(least[:, j] == i), _near(part, i, window)
-            unknown = np.isnan(se[near]).any()
-            sd = np.ones(near.stop - near.start) if unknown else se[near]
-            design = np.vander(x[near] - log_n[i], 3, increasing=True) / sd[:, None]
+            design = np.vander(x[near] - log_n[i], 3, increasing=True)
             inverse = np.linalg.inv(design.T @ design)
-            solve = inverse @ design.T / sd
+            solve = inverse @ design.T
             curve[at, j] = y[at, near] @ solve.T
             tokens[at, j] = solve @ log_d[near]
             covariance[at, j] = inverse
             centre[at, j], low[at, j], high[at, j] = log_n[i], x[near][0] - log_n[i], x[near][-1] - log_n[i]
-            chi2[at] += ((y[at, near] / sd - curve[at, j] @ design.T) ** 2).sum(axis=1)
-            freedom[at] += len(sd) - 3
-            sd_sum[at] += sd.sum()
-            count[at] += len(sd)
-            known[at] &= not unknown
+            squares[at] += ((y[at, near] - curve[at, j] @ design.T) ** 2).sum(axis=1)
+            freedom[at] += near.stop - near.start - 3
     with np.errstate(divide="ignore", invalid="ignore"):
-        scale = np.sqrt(chi2 / freedom)
-        scale = np.where(known & (scale < 1), 1.0, scale)
-        bend, bend_se = curve[..., 2], scale[:, None] * np.sqrt(covariance[..., 2, 2])
+        noise = np.maximum(np.sqrt(squares / freedom), np.nan_to_num(runs.evaluation_noise))
+        bend, bend_se = curve[..., 2], noise[:, None] * np.sqrt(covariance[..., 2, 2])
         u = -curve[..., 1] / (2 * bend)
         by_curve = np.stack([np.zeros_like(u), -1 / (2 * bend), -u / bend], axis=-1)  # d u / d curve
         powers = np.stack([np.ones_like(u), u, u**2], axis=-1)
         n_se, loss_se = (
-            scale[:, None] * np.sqrt(np.einsum("kbi,kbij,kbj->kb", g, covariance, g)) for g in (by_curve, powers)
+            noise[:, None] * np.sqrt(np.einsum("kbi,kbij,kbj->kb", g, covariance, g)) for g in (by_curve, powers)
         )
         state = np.where((state == OK) & ~(bend > 2 * bend_se), FLAT, state)
         state = np.where((state == OK) & ((u < low) | (u > high)), OUTSIDE, state)
@@ -292,7 +296,8 @@ def _parabolas(runs: Runs, slices: list[_Slice], losses: Floats, window: int) ->
             loss_se=loss_se,
             curve=curve,
             bend_se=bend_se,
-            noise=scale * sd_sum / count,
+            noise=noise,
+            freedom=freedom,
         )
 
 
@@ -326,10 +331,10 @@ def _spline_minimum(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def _splines_with_errors(runs: Runs, slices: list[_Slice], noise: float, seed: int) -> _Found:
-    """Find the Akima minima, with errors from draws of the noise: the scatter about parabolas, or loss_se if more."""
+    """Find the Akima minima, with errors from draws of the noise of one loss."""
     found = _splines(runs, slices, runs.loss[None])
     order = np.concatenate([part.rows for part in slices])
-    sd = np.nan_to_num(np.fmax(runs.loss_se, noise))[order]
+    sd = np.nan_to_num(np.fmax(noise, runs.evaluation_noise))
     losses = np.empty((DRAWS, len(runs)))
     losses[:, order] = runs.loss[order] + sd * np.random.default_rng(seed).standard_normal(losses.shape)
     drawn = _splines(runs, slices, losses)

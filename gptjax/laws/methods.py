@@ -23,7 +23,10 @@ def say_resampling(fit: Json) -> str:
     """Say what a bootstrap drew."""
     interval = fit["interval"]
     of = "log loss" if "estimator" in fit else "loss"
-    return RESAMPLED.get(interval["resample"], f"noise of sd {interval['noise'] or 0:.3g} added to every {of}")
+    noise = f"noise of sd {interval['noise'] or 0:.3g}"
+    if interval.get("bias") is not None:
+        return f"{noise} added to every loss of a law fitted by least squares, and what the approach misses there taken off"
+    return RESAMPLED.get(interval["resample"], f"{noise} added to every {of}")
 
 
 def methods(rows: Runs, law: Json, facts: Json) -> Iterator[str]:
@@ -168,4 +171,4 @@ def _bias_words(law: Json) -> str:
                         f"{bias['N_ratio_at_largest']:.3g} times the truth")  # fmt: skip
     if not said:
         return ""
-    return f"On noise-free losses of the parametric law at these very rows, {'; '.join(said)}. It is not corrected for."
+    return f"On noise-free losses of the parametric law at these very rows, {'; '.join(said)}. The estimates are not corrected for it."

@@ -13,6 +13,7 @@ import numpy as np
 
 from gptjax.errors import BadInput
 from gptjax.files import plain, read_json, write_json
+from gptjax.laws.fit import MIN_DRAWS
 from gptjax.laws.forms import PUBLISHED, ChinchillaLaw, DataConstrainedLaw, Law, PowerLaw, serving_optimum
 from gptjax.laws.table import Floats
 
@@ -85,7 +86,7 @@ def forecaster(law: Json, force: bool = False, name: str = "law") -> Forecaster:
     source, best = "parametric", fitted
     if law["approaches"].get("isoflop", {}).get("status") == "ok":
         source, best = "isoflop", law["approaches"]["isoflop"]
-    enough = law["settings"]["bootstrap"] / 2  # fewer draws that gave a law are no sample of its doubt
+    enough = max(MIN_DRAWS, law["settings"]["bootstrap"] / 2)  # fewer draws that gave a law are no sample of its doubt
     n_draws, d_draws = (np.array(best["draws"][letter]).reshape(-1, 2) for letter in "ND")
     theta = np.array(fitted["theta_draws"]).reshape(-1, 5)
     return Forecaster(

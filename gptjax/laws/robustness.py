@@ -12,7 +12,7 @@ from gptjax.laws.fit import Choices, Fit
 from gptjax.laws.isoflop import BUDGET_GAP, isoflop
 from gptjax.laws.parametric import FEW, parametric
 from gptjax.laws.table import Runs
-from gptjax.laws.uncertainty import bootstrap
+from gptjax.laws.uncertainty import Noise, bootstrap, judged, noise_of_one
 
 Json = dict[str, Any]
 LOWEST = "without the lowest budget"
@@ -39,16 +39,16 @@ def choices_table(runs: Runs, choices: Choices, approaches: Sequence[str]) -> li
             if not len(rows) or (approach == "parametric" and _same_sizes(runs, choices, varied)):
                 continue
             fit = _fit(approach, rows, varied)
-            known = fit.params_law is not None and fit.tokens_law is not None
-            entry: Json = {"approach": approach, "choice": label, "rows": len(fit.used), "status": fit.status}
-            entry |= {"a": None, "a_interval": None, "N_beyond": None, "reason": "; ".join(fit.reasons)}
-            if known and fit.params_law:
+            entry: Json = {"approach": approach, "choice": label, "rows": len(fit.used)}
+            entry |= {"a": None, "a_interval": None, "N_beyond": None}
+            if (law := fit.params_law) and fit.tokens_law:
                 draws = bootstrap(rows, fit, replace(varied, bootstrap=DRAWS), noise=_noise(rows, varied))
-                entry["a"] = fit.params_law.exponent
+                fit = judged(fit, draws)
+                entry["a"] = law.exponent
                 entry["a_interval"] = draws.interval(draws.params[:, 1])
                 if varied.convention == choices.convention:  # elsewhere N and C are other numbers
-                    entry["N_beyond"] = float(fit.params_law(BEYOND * runs.counted(choices.convention).flops.max()))
-            table.append(entry)
+                    entry["N_beyond"] = float(law(BEYOND * runs.counted(choices.convention).flops.max()))
+            table.append(entry | {"status": fit.status, "reason": "; ".join(fit.reasons)})
     return table
 
 
@@ -97,8 +97,8 @@ def _fit(approach: str, runs: Runs, choices: Choices) -> Fit:
     return parametric(runs, choices, starts=CHINCHILLA.starts[FEW])
 
 
-def _noise(runs: Runs, choices: Choices) -> float:
-    return isoflop(runs, window=choices.window).noise
+def _noise(runs: Runs, choices: Choices) -> Noise:
+    return noise_of_one(runs, isoflop(runs, window=choices.window))
 
 
 def forms_table(runs: Runs, choices: Choices) -> list[Json]:

@@ -26,6 +26,7 @@ CONVENTIONS = {  # what N counts, and both in words; C is column flops_NAME, or 
 }
 GROUPS = ("embedding", "positions", "attention", "mlp", "norm", "head")
 RECIPE = ("lr", "batch", "b2")  # what a sweep over one cell varies; batch in sequences
+PAIRED = "loss_se_paired"  # the part of loss_se that runs evaluated on the same windows do not share
 FACTS = (*RECIPE, "steps", "epochs", "bits_per_byte", "budget")
 SAME_TOKENS = 0.01  # in log D: a batch rounds the tokens of its run
 MAX_LOSS, MIN_PARAMS, MAX_PARAMS, MIN_TOKENS, MAX_TOKENS = 50, 100, 1e16, 100, 1e18
@@ -53,7 +54,7 @@ class Runs:
     """Finished runs as columns of equal length; loss_se and facts are nan where they are unknown.
 
     params and flops follow `convention`, in words; `counts` holds them under each named convention that the table
-    allows. `facts` are FACTS: what a run was trained with and what else it reached.
+    allows. `facts` are FACTS, what a run was trained with and what else it reached, and PAIRED.
     """
 
     run: tuple[str, ...]
@@ -86,6 +87,16 @@ class Runs:
             raise BadInput(f"convention {name!r} is not at hand: {rule}; {remedy}")
         n = self.counts[name]
         return replace(self, params=n.params, flops=n.flops, convention=f"{name}: {CONVENTIONS[name][1]}")
+
+    @property
+    def evaluation_noise(self) -> float:
+        """The standard error, of evaluation alone, that tells one loss from another: the median; nan if unknown.
+
+        It is the paired one where the table has it. loss_se is larger where runs share their validation windows.
+        """
+        paired = self.fact(PAIRED)
+        known = np.where(np.isnan(paired), self.loss_se, paired)
+        return math.nan if np.isnan(known).all() else float(np.nanmedian(known))
 
     def fact(self, name: str) -> Floats:
         """Give one of FACTS as a column, nan where it is unknown."""
@@ -216,7 +227,7 @@ def read_runs(path: Path, convention: str = "") -> Runs:
         convention=(declared.pop() if len(declared) == 1 else "") or words,
         dropped=tuple(dropped),
         counts=counts,
-        facts={name: known(name) for name in FACTS},
+        facts={name: known(name) for name in (*FACTS, PAIRED)},
     )
     runs = runs.counted(convention) if convention else runs
     for (where, _), *values in zip(kept, runs.params, runs.tokens, runs.flops, runs.loss, strict=True):

@@ -2,70 +2,155 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
 from gptjax.laws.envelope import Envelope, envelope, refit_finished
-from gptjax.laws.families import BY_EXPONENT, slopes_at
-from gptjax.laws.fit import Choices, Fit, Resample
+from gptjax.laws.families import BY_EXPONENT, CHINCHILLA, slopes_at
+from gptjax.laws.fit import MIN_DRAWS, Choices, Fit, Resample
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.isoflop import Isoflop, isoflop, refit_noise
-from gptjax.laws.parametric import Parametric, columns, refit
+from gptjax.laws.parametric import FEW, Parametric, columns, parametric, refit
 from gptjax.laws.table import Floats, Runs
 
 LEVELS = (0.025, 0.975)
 SAME_SIZE = 0.01  # in log N, between neighbours
 PROFILE_POINTS = 41
 MAX_DELETIONS = 2000  # rows above which single rows are not left out in turn
+TRUSTED_FREEDOM = 6  # degrees of freedom from which the scatter about the parabolas needs no other
+SLIGHT = 0.02  # of a, a bias that any choice of rows or convention exceeds
+WIDE = 0.5  # of an exponent's interval: what is possible, growth of N* and of D*, is 0 to 1
+
+F = TypeVar("F", bound=Fit)
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of one loss, in nats: its standard deviation, what it is taken from, and that's degrees of freedom.
+
+    `source` is "parabolas" or "law" where it is the scatter about these, "evaluation" where that is less than the noise
+    of the evaluation alone, and empty where the noise is unknown. `law` are the rows' losses without noise, as far as
+    least squares of log loss tell them.
+    """
+
+    sd: float = math.nan
+    source: Literal["parabolas", "law", "evaluation", ""] = ""
+    freedom: float = math.inf
+    law: ChinchillaLaw | None = None
+
+    def draw(self, rng: np.random.Generator, draws: int, rows: int) -> Floats:
+        """Draw the noise (draws, rows) of losses, each draw with another sd, as far as the scatter leaves it open."""
+        sd = np.full((draws, 1), self.sd)
+        if math.isfinite(self.freedom):
+            sd *= np.sqrt(self.freedom / rng.chisquare(self.freedom, (draws, 1)))
+        return sd * rng.standard_normal((draws, rows))
+
+
+UNKNOWN = Noise()
+
+
+def noise_of_one(runs: Runs, by_budget: Isoflop) -> Noise:
+    """Find the noise of one loss: the scatter about the parabolas, or about the law where parabolas are too few.
+
+    The noise of the evaluation alone is a floor, and no substitute: seed and data order move losses by more.
+    """
+    fit = parametric(runs, Choices(loss="lsq-log"), starts=CHINCHILLA.starts[FEW])
+    law = fit.law if isinstance(fit.law, ChinchillaLaw) and fit.params_law else None
+    freedom = len(fit.used) - len(fit.theta)
+    if by_budget.freedom < TRUSTED_FREEDOM and fit.law and freedom > by_budget.freedom:
+        scatter = Noise(fit.noise * float(runs.loss.mean()), "law", freedom, law)
+    elif by_budget.freedom:
+        scatter = Noise(by_budget.noise, "parabolas", by_budget.freedom, law)
+    else:
+        return UNKNOWN
+    floor = runs.evaluation_noise
+    return Noise(floor, "evaluation", math.inf, law) if scatter.sd <= floor else scatter
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Bootstrap draws that gave a law: columns log k, a of N* = k C^a and the same of D*; theta where parametric."""
+    """Bootstrap draws that gave a law: columns log k, a of N* = k C^a and the same of D*; theta where parametric.
+
+    `bias` is that of a which they were corrected for, nan where they were not.
+    """
 
     params: Floats
     tokens: Floats
     theta: Floats
     resample: Resample
-    noise: float
+    noise: Noise
     asked: int
+    bias: float = math.nan
 
     @property
     def failed_share(self) -> float:
         """The share of draws in which the approach refused or gave no law."""
-        return 1 - len(self.params) / self.asked
+        return 1 - len(self.params) / self.asked if self.asked else 0.0
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are the draws that an interval needs, and at least half of them gave a law."""
+        return len(self.params) >= MIN_DRAWS and self.failed_share <= 0.5
 
     def interval(self, values: Floats) -> Floats | None:
-        """Give the 95 % percentile interval, or None when fewer than half of the draws gave a law."""
-        return None if self.failed_share > 0.5 else np.quantile(values, LEVELS, axis=0)
+        """Give the 95 % percentile interval, or None when there are too few draws."""
+        return np.quantile(values, LEVELS, axis=0) if self.enough else None
 
 
-def bootstrap(runs: Runs, fit: Fit, choices: Choices, *, noise: float = math.nan) -> Draws:
+def judged(fit: F, draws: Draws) -> F:
+    """Take a fit for degenerate where its draws say that its exponents tell next to nothing, with the reason."""
+    if fit.status != "ok" or not (draws.asked and fit.params_law and fit.tokens_law):
+        return fit
+    remedy = "add budgets, sizes on both sides of the optimum, or repeated runs"
+    if draws.asked < MIN_DRAWS:
+        note = f"--bootstrap {draws.asked} gives no interval: a 95 % interval needs {MIN_DRAWS} draws or more"
+        return replace(fit, reasons=(*fit.reasons, note))
+    faults = []
+    if not draws.enough:
+        faults.append(f"{draws.failed_share:.0%} of {draws.asked} draws of the bootstrap give no law; {remedy}")
+    elif abs(draws.bias) > max(SLIGHT, se := float(draws.params[:, 1].std())):
+        faults.append(f"noise and design move a by {draws.bias:+.2g}, more than its standard error {se:.2g}; {remedy}")
+    for name, law, drawn in (("a", fit.params_law, draws.params), ("b", fit.tokens_law, draws.tokens)):
+        ends = draws.interval(drawn[:, 1])
+        if ends is None:
+            continue
+        said = f"{name} = {law.exponent:.3g} and its 95 % interval is {ends[0]:.3g} to {ends[1]:.3g}"
+        if not ends[0] <= law.exponent <= ends[1]:
+            faults.append(f"{said}: the estimate is an accident of these losses; {remedy}")
+        elif not np.ptp(ends) <= WIDE:
+            faults.append(f"{said}: wider than {WIDE:g}, it says next to nothing; {remedy}")
+    return replace(fit, status="degenerate", reasons=(*fit.reasons, *faults)) if faults else fit
+
+
+def bootstrap(runs: Runs, fit: Fit, choices: Choices, *, noise: Noise = UNKNOWN) -> Draws:
     """Fit again to rows drawn with replacement, to whole sizes so drawn, or to losses with noise.
 
-    `noise` is the standard deviation of one loss. IsoFLOP and envelope take noise where it is known, since they refuse
-    a draw that happens to leave out the sizes around a minimum. The parametric fit draws what `choices.cluster` says,
-    its noise being the scatter about the law, and starts each draw at its optimum. An envelope of training curves gives
-    no draws: the noise of a frontier point is not that of a finished run.
+    IsoFLOP and envelope take noise where it is known, since they refuse a draw that happens to leave out the sizes
+    around a minimum. The parametric fit draws what `choices.cluster` says, its noise being the scatter about the law,
+    and starts each draw at its optimum. An envelope of training curves gives no draws: the noise of a frontier point is
+    not that of a finished run.
     """
     asked = choices.draws(len(runs))
     if isinstance(fit, Parametric):
+        about = Noise(fit.noise, "law", len(fit.used) - len(fit.theta))
         if fit.params_law is None:
-            return Draws(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((0, 5)), choices.cluster, fit.noise, asked)
-        return _of_laws(bootstrap_theta(runs, fit, choices), choices.cluster, fit.noise, asked)
+            return Draws(np.zeros((0, 2)), np.zeros((0, 2)), np.zeros((0, 5)), choices.cluster, about, asked)
+        return _of_laws(bootstrap_theta(runs, fit, choices), choices.cluster, about, asked)
     rng = np.random.default_rng(choices.seed)
-    resample: Resample = "noise"
-    if math.isnan(noise):
-        resample = "params" if choices.cluster == "params" else "rows"
-    if fit.status != "ok" or (isinstance(fit, Envelope) and fit.method == "training curves"):
+    by_noise = bool(noise.source) and (isinstance(fit, Isoflop) or noise.law is not None)
+    resample: Resample = "noise" if by_noise else "params" if choices.cluster == "params" else "rows"
+    bias = math.nan
+    if isinstance(fit, Envelope) and fit.method == "training curves":
+        asked = 0
+    if fit.params_law is None or not asked:
         table = np.zeros((0, 2, 2))
-    elif resample == "noise":
-        losses = runs.loss + noise * rng.standard_normal((asked, len(runs)))
-        again = refit_noise(runs, fit, losses) if isinstance(fit, Isoflop) else refit_finished(runs, losses)
-        table = np.stack(again, axis=1)
+    elif by_noise and isinstance(fit, Isoflop):
+        table = np.stack(refit_noise(runs, fit, runs.loss + noise.draw(rng, asked, len(runs))), axis=1)
+    elif by_noise:
+        table, bias = _about_the_law(runs, fit, noise, noise.draw(rng, asked, len(runs)))
     else:
         drawn = [_again(runs.take(_resampled(runs, rng, resample)), fit) for _ in range(asked)]
         laws = [(new.params_law, new.tokens_law) for new in drawn]
@@ -73,7 +158,23 @@ def bootstrap(runs: Runs, fit: Fit, choices: Choices, *, noise: float = math.nan
             table = np.array([[(np.log(n.coef), n.exponent), (np.log(d.coef), d.exponent)] for n, d in laws if n and d])
     table = table.reshape(-1, 2, 2)
     table = table[np.isfinite(table).all(axis=(1, 2))]
-    return Draws(table[:, 0], table[:, 1], np.zeros((0, 5)), resample, noise, asked)
+    return Draws(table[:, 0], table[:, 1], np.zeros((0, 5)), resample, noise, asked, bias)
+
+
+def _about_the_law(runs: Runs, fit: Fit, noise: Noise, errors: Floats) -> tuple[Floats, float]:
+    """Draw the envelope's lines (draws, 2, 2) by what it misses of a known law's under the same noise, and a's bias.
+
+    The least of several noisy losses is drawn to sizes with luck, and a frontier ends where the sizes end. Noise upon
+    the measured losses would have both twice; about the law it shows them, and they are taken off (Davison and Hinkley
+    1997, 5.2: the basic bootstrap).
+    """
+    assert noise.law and fit.params_law and fit.tokens_law
+    drawn = np.stack(refit_finished(runs, noise.law.loss(runs.params, runs.tokens) + errors), axis=1)
+    truth, found = (
+        np.array([(math.log(law.coef), law.exponent) for law in laws])
+        for laws in ((noise.law.params_law, noise.law.tokens_law), (fit.params_law, fit.tokens_law))
+    )
+    return found + truth - drawn, float(np.nanmean(drawn[:, 0, 1]) - truth[0, 1])
 
 
 def _again(runs: Runs, fit: Fit) -> Fit:
@@ -87,7 +188,8 @@ def bootstrap_theta(runs: Runs, fit: Parametric, choices: Choices) -> Floats:
     if choices.cluster == "noise":
         rng = np.random.default_rng(choices.seed)
         predicted = runs.loss * np.exp(fit.errors)
-        losses = predicted * np.exp(fit.noise * rng.standard_normal((asked, len(runs))))
+        about = Noise(fit.noise, "law", len(fit.used) - len(fit.theta))
+        losses = predicted * np.exp(about.draw(rng, asked, len(runs)))
         return refit(runs, fit, choices, losses=losses)[0]
     # numpy's older generator: with its seed 42 come the draws, and so the standard errors, of Besiroglu et al. 2024
     legacy = np.random.RandomState(choices.seed)
@@ -111,7 +213,7 @@ def size_of(runs: Runs) -> NDArray[np.int_]:
     return numbers[np.argsort(order)]
 
 
-def _of_laws(theta: Floats, resample: Resample, noise: float, asked: int) -> Draws:
+def _of_laws(theta: Floats, resample: Resample, noise: Noise, asked: int) -> Draws:
     """Read the drawn coefficients as power laws of N* and D* under C = 6ND, without draws that have no optimum."""
     theta = theta[np.isfinite(theta).all(axis=1) & (theta[:, 3] > 0) & (theta[:, 4] > 0)]
     log_a, log_b, _, alpha, beta = theta.T
@@ -223,7 +325,7 @@ def design_bias(runs: Runs, law: ChinchillaLaw, approach: str, choices: Choices)
 
     Gives a's error and the ratio of N* at the largest budget; None where the approach refuses.
     """
-    exact = replace(runs, loss=law.loss(runs.params, runs.tokens), loss_se=np.full(len(runs), np.nan))
+    exact = replace(runs, loss=law.loss(runs.params, runs.tokens), loss_se=np.full(len(runs), np.nan), facts={})
     again: Fit = envelope(exact)
     if approach == "isoflop":
         again = isoflop(exact, interp=choices.interp, window=choices.window)

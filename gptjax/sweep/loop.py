@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from gptjax import storage
 from gptjax.data.loader import open_stores
 from gptjax.errors import BadInput
 from gptjax.files import read_json, write_file, write_json
@@ -32,6 +33,7 @@ from gptjax.sweep.ledger import Ledger, Row
 from gptjax.sweep.plan import Plan, PlannedRun, SweepConfig, holdout_run, make_plan, short
 from gptjax.train.metrics import read_metrics
 from gptjax.train.origin import identified
+from gptjax.train.validation import WINDOWS, paired_errors
 
 PER_DECADE, FEWEST_BINS = 30, 20  # of a thinned training curve
 
@@ -94,7 +96,12 @@ def write_tables(cells: Plan, directory: Path) -> None:
     run, and a trunk has none of its own.
     """
     rows = Ledger(directory).rows()
-    runs = [table_row(rows[run.name], run.params, cells.convention) for run in cells.runs if run.name in rows]
+    paired = paired_by_run(list(rows.values()), directory / "runs")
+    runs = [
+        table_row(rows[run.name], run.params, cells.convention, paired.get(run.name))
+        for run in cells.runs
+        if run.name in rows
+    ]
     write_file(directory / "runs.csv", to_csv(runs))
     write_file(directory / "runs.parquet", to_parquet(runs))
     lines: list[Row] = []
@@ -136,7 +143,22 @@ def thin_curve(points: Floats, start: float = 0.0) -> Floats:
     return np.stack([tokens[np.append(first[1:] - 1, len(tokens) - 1)], mean], axis=1)
 
 
-def table_row(row: Row, params: int, convention: str) -> Row:
+def paired_by_run(rows: list[Row], runs: Path) -> dict[str, float]:
+    """Return the paired error of each cell's loss: of those that were evaluated on the same windows, by what they left.
+
+    A run has none where its file of windows is missing, as in sweeps of older versions, or where no other run shares
+    its data and its number of windows.
+    """
+    together: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+    for row in rows:
+        if row["role"] == "cell" and row["status"] == "done" and (data := storage.read(runs / row["run"] / WINDOWS)):
+            shares = np.load(io.BytesIO(data), allow_pickle=False)
+            together.setdefault((row["data_digest"], len(shares)), {})[row["run"]] = shares
+    errors = (dict(zip(found, paired_errors(np.stack([*found.values()])), strict=True)) for found in together.values())
+    return {run: float(error) for group in errors for run, error in group.items() if error > 0}
+
+
+def table_row(row: Row, params: int, convention: str, paired: float | None = None) -> Row:
     """Flatten a ledger row: N and C under the sweep's convention first, then every raw fact."""
     counted = row["role"] == "cell" or row["status"] == "failed"
     facts: Row = {"run": row["run"], "status": row["status"] if counted else row["role"]}
@@ -148,6 +170,7 @@ def table_row(row: Row, params: int, convention: str) -> Row:
         "flops": row["tokens"] * row["flops_per_token"][convention],
         "loss": row["loss"],
         "loss_se": row["loss_se"],
+        "loss_se_paired": paired,
         "bits_per_byte": row["bits_per_byte"],
     }
     keep = ("reason", "size", "budget", "seed", "steps", "batch", "lr", "b2", "epochs", "tokens_paid")

@@ -1,9 +1,10 @@
 """Train one run: from a config and a directory to a result, in order, on a page.
 
-A run's directory: config.json, env.json, lease/, metrics.jsonl, checkpoints/, tensorboard/, profile/ if asked for, and
-result.json once it is done.
+A run's directory: config.json, env.json, lease/, metrics.jsonl, checkpoints/, tensorboard/, profile/ if asked for, and,
+once it is done, windows.npy (the error of its loss by validation window) and result.json.
 """
 
+import io
 import itertools
 import signal
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from gptjax import hosts
 from gptjax.allocator import keep_freed_memory
@@ -22,7 +24,7 @@ from gptjax.data.feed import prefetch
 from gptjax.data.loader import Loader, open_stores
 from gptjax.data.store import TokenStore
 from gptjax.errors import BadInput
-from gptjax.files import plain, write_json
+from gptjax.files import plain, write_file, write_json
 from gptjax.hosts import PREEMPTED
 from gptjax.leases import Lease, confirm, confirm_alone
 from gptjax.sharding import Layout, make_mesh
@@ -36,7 +38,7 @@ from gptjax.train.profile import traced
 from gptjax.train.result import Result, data_digest, read_result, summarize
 from gptjax.train.state import TrainState
 from gptjax.train.step import Programs, make_programs
-from gptjax.train.validation import Evaluation, Validation, evaluate
+from gptjax.train.validation import WINDOWS, Evaluation, Validation, evaluate
 
 
 class Preempted(SystemExit):
@@ -123,8 +125,18 @@ def training(
         metrics.flush()
         evals = evaluation.values if evaluation else {}
         result = summarize(config, stores, loader, step, evals, reason, log.seconds)
-        hosts.agree(lambda: write_json(directory / "result.json", plain(result)))
+        shares = evaluation.shares(loader.weights) if evaluation else None
+        hosts.agree(partial(record, result, shares, directory))
     return result
+
+
+def record(result: Result, shares: np.ndarray | None, directory: Path) -> None:
+    """Write what a run gave, and last the file that says that it is finished."""
+    if shares is not None:
+        content = io.BytesIO()
+        np.save(content, shares)
+        write_file(directory / WINDOWS, content.getvalue())
+    write_json(directory / "result.json", plain(result))
 
 
 def programs_of(config: RunConfig, layout: Layout) -> Programs:

@@ -17,6 +17,8 @@ from gptjax.train.result import Evals
 from gptjax.train.state import TrainState
 from gptjax.train.step import Programs
 
+WINDOWS = "windows.npy"  # in a finished run's directory: Evaluation.shares of its last evaluation
+
 
 @dataclass(frozen=True)
 class Validation:
@@ -40,12 +42,17 @@ class Validation:
 
     def read(self, nats: jax.Array) -> dict[str, float]:
         """Return nats per predicted token with its standard error over sequences, and bits per byte."""
+        sums, shares = np.asarray(nats, np.float64).ravel(), self.shares(nats)
+        n = len(shares)
+        se = np.linalg.norm(shares) * math.sqrt(n / (n - 1)) if n > 1 else math.nan
+        bits = sums.sum() / self.bytes / math.log(2)
+        return {"loss": float(sums.sum() / self.predicted.sum()), "loss_se": float(se), "bits_per_byte": float(bits)}
+
+    def shares(self, nats: jax.Array) -> np.ndarray:
+        """Return what each sequence adds to the error of the loss, to first order (Cochran 1977, Eq. 2.46)."""
         sums = np.asarray(nats, np.float64).ravel()
         loss = sums.sum() / self.predicted.sum()
-        off = (sums - loss * self.predicted) / self.predicted.mean()  # of a ratio (Cochran 1977, Eq. 2.46)
-        se = off.std(ddof=1) / math.sqrt(len(off)) if len(off) > 1 else math.nan
-        bits = sums.sum() / self.bytes / math.log(2)
-        return {"loss": float(loss), "loss_se": float(se), "bits_per_byte": float(bits)}
+        return (sums - loss * self.predicted) / self.predicted.sum()
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,30 @@ class Evaluation:
     def loss(self, weights: tuple[float, ...]) -> float:
         """Return the loss of the mixture, in nats per token."""
         return float(np.average([values["loss"] for values in self.values.values()], weights=weights))
+
+    def shares(self, weights: tuple[float, ...]) -> np.ndarray:
+        """Return what each window of each corpus adds to the error of the mixture's loss, in nats per token.
+
+        The shares of a corpus add up to 0, and the root of the sum of their squares is the loss's standard error.
+        """
+        of_each = zip(self.validation, self.nats, np.asarray(weights) / sum(weights), strict=True)
+        return np.concatenate([weight * v.shares(nats) for v, nats, weight in of_each]).astype(np.float32)
+
+
+def paired_errors(shares: np.ndarray) -> np.ndarray:
+    """Return the standard error of each run's loss as far as it is the run's own: (runs, windows) give (runs,).
+
+    Runs that are evaluated on the same windows share most of their error: a window that is hard for one model is hard
+    for all, in proportion to a factor of the model. What is left after the mean of all runs, times each run's factor,
+    is taken away is what makes the difference of two losses uncertain. One run alone has no such error: NaN.
+    """
+    shares = np.asarray(shares, np.float64)
+    n = len(shares)
+    if n < 2:
+        return np.full(n, np.nan)
+    common = shares.mean(axis=0)
+    factors = shares @ common / max(common @ common, np.finfo(float).tiny)
+    return np.linalg.norm(shares - factors[:, None] * common, axis=1) * math.sqrt(n / (n - 1))
 
 
 def evaluate(validation: tuple[Validation, ...], programs: Programs, state: TrainState) -> Evaluation:
