@@ -1,13 +1,16 @@
 """The sweep for one GPU: budgets of 1e15 to 3.2e16 FLOPs and a held-out run of 1e17, on web text.
 
-    gptjax sweep experiments/chinchilla/h200.py
+    gptjax sweep experiments/chinchilla/h200.py          # 27 minutes, predicted
+    gptjax sweep experiments/chinchilla/h200.py:short    # 5 minutes, predicted: budgets of 3e14 to 2e15 FLOPs
 
-Devices: one H200; any GPU or TPU will do, only the predicted time is the H200's, about 27 minutes. Expected: N* growing
+Devices: one H200; any GPU or TPU will do, only the predicted times are the H200's. Expected: N* growing
 as C^0.5 (Hoffmann et al. 2022, Table 2: .49 and .50 by the first two approaches). Batch, rate and beta2 follow Porian
 et al. 2024. The text is read from `fineweb/*.parquet` (a column `text`); with `--set
 base.data.sources='[{"corpus": "python"}]'` it is this machine's Python, which the larger runs then read many times
 over. Not yet measured: experiments/README.md says so.
 """
+
+from dataclasses import replace
 
 from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.loader import DataConfig, Source
@@ -61,4 +64,16 @@ def sweep() -> SweepConfig:
         holdout=1e17,
         holdout_sizes=(320, 384, 448, 512),
         speed=Speed(2.5e14, 5e-4, 8.0),
+    )
+
+
+def short() -> SweepConfig:
+    """The same recipe in the minutes that a borrowed card has: three budgets, seven sizes, a held-out run of 6e15."""
+    return replace(
+        sweep(),
+        budgets=(3e14, 8e14, 2e15),
+        sizes=(96, 128, 160, 192, 224, 256, 320),
+        tokens_per_param=(2.0, 600.0),
+        holdout=6e15,
+        holdout_sizes=(192, 224, 256, 320),
     )
