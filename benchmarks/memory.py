@@ -77,7 +77,7 @@ def attempt(shape: Shape, remat: str, bfloat16: bool, limit: float) -> dict[str,
 
 
 def estimated(shape: Shape, remat: str, bfloat16: bool, topology: str) -> int | None:
-    """Return the peak of one device's memory that `gptjax estimate` predicts for the step; None if nothing compiles it."""
+    """Return the peak of one device's memory that `gptjax estimate` predicts; None if nothing compiles."""
     from gptjax.devices import devices
     from gptjax.estimate.estimate import estimate
     from gptjax.estimate.topology import parse

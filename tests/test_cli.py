@@ -196,7 +196,7 @@ def test_generate_continues_a_prompt(capsys, run_file, tmp_path):
     assert code == 0 and several.count("---- ") == 3
     refusals = {
         "config.json": ["generate", tmp_path],
-        "exceed the context of 16": ["generate", run, "a" * 16],
+        "fills the context of 16": ["generate", run, "a" * 16],
         "temperature -1.0": ["generate", run, "--temperature", -1],
         "--count 0": ["generate", run, "--count", 0],
         "checkpoints/5": ["generate", run, "--step", 5],

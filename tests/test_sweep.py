@@ -247,7 +247,7 @@ def test_a_thinned_curve_keeps_its_end_and_its_mean():
 
 def test_a_branch_whose_trunk_failed_has_no_curve(sweep, tmp_path):
     made = make_plan(replace(sweep, sizes=(4,), budgets=BUDGETS[:1]))
-    trunk, cell = made.runs
+    trunk, _ = made.runs
     ledger = Ledger(tmp_path)
     for run in made.runs:
         ledger.append({"run": run.name, "role": run.role, "status": "failed", "reason": "training loss nan at step 15"})
