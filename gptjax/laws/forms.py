@@ -16,6 +16,7 @@ from gptjax.errors import BadInput
 
 Floats = NDArray[np.float64]
 LOG_FLOPS = (math.log(1e3), math.log(1e45))  # where numerical optima are sought
+MOST_LOG = 600.0  # in log: a float ends at 709
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,14 @@ class ChinchillaLaw(Law):
     def b(self) -> float:
         """The exponent of D* in C."""
         return self.alpha / (self.alpha + self.beta)
+
+    @property
+    def has_optimum(self) -> bool:
+        """Say whether N* and D* are numbers: nearly flat slopes put them beyond what a float can hold."""
+        if not min(self.alpha, self.beta, self.A, self.B) > 0 or not math.isfinite(self.A * self.B):
+            return False
+        log_g = math.log(self.alpha) + math.log(self.A) - math.log(self.beta) - math.log(self.B)
+        return abs(log_g / (self.alpha + self.beta)) < MOST_LOG
 
     @property
     def _G(self) -> float:

@@ -83,7 +83,7 @@ def parametric(
     law = family.law(theta)
     errors = _errors(law, family, runs)
     reasons, status = judge(law, kept)
-    optima = isinstance(law, ChinchillaLaw) and min(law.alpha, law.beta, law.A, law.B) > 0
+    optima = isinstance(law, ChinchillaLaw) and law.has_optimum
     return Parametric(
         status=status,
         reasons=reasons,
@@ -144,6 +144,8 @@ def judge(law: AnyLaw, runs: Runs) -> tuple[tuple[str, ...], Status]:
     floor = getattr(law, "E", None)
     if floor is not None and floor > runs.loss.min():
         faults.append(f"E = {floor:.4g} is above the least loss {runs.loss.min():.4g}; add larger budgets")
+    if isinstance(law, ChinchillaLaw) and not faults and not law.has_optimum:
+        faults.append("the optimum is no number: sizes or tokens are too alike to tell a slope; widen their range")
     if isinstance(law, ChinchillaLaw) and not faults:
         for c, side in ((runs.flops.min(), "smallest"), (runs.flops.max(), "largest")):
             best = float(law.params_law(c))
