@@ -25,7 +25,7 @@ def say_resampling(fit: Json) -> str:
     of = "log loss" if "estimator" in fit else "loss"
     noise = f"noise of sd {interval['noise'] or 0:.3g}"
     if interval.get("bias") is not None:
-        return f"{noise} added to every loss of a law fitted by least squares, and what the approach misses there taken off"
+        return f"{noise} added to losses of a least-squares law, and what the approach misses of that law taken off"
     return RESAMPLED.get(interval["resample"], f"{noise} added to every {of}")
 
 
@@ -171,4 +171,4 @@ def _bias_words(law: Json) -> str:
                         f"{bias['N_ratio_at_largest']:.3g} times the truth")  # fmt: skip
     if not said:
         return ""
-    return f"On noise-free losses of the parametric law at these very rows, {'; '.join(said)}. The estimates are not corrected for it."
+    return f"On noise-free losses of the parametric law at these very rows, {'; '.join(said)}. Estimates keep it."
