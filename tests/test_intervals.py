@@ -11,6 +11,7 @@ from gptjax.laws.analysis import fit_all
 from gptjax.laws.envelope import envelope
 from gptjax.laws.fit import MIN_DRAWS, Choices
 from gptjax.laws.forms import BESIROGLU_2024 as LAW
+from gptjax.laws.forms import PowerLaw
 from gptjax.laws.isoflop import isoflop
 from gptjax.laws.predict import forecaster, predict
 from gptjax.laws.simulate import ladder, simulate
@@ -95,6 +96,14 @@ def test_the_draws_judge_their_fit(letter):
     assert drawn(offset=0.2) == drawn(offset=-0.2) == "degenerate"
     assert drawn(scale=8.0) == drawn(scale=math.nan) == "degenerate"
     assert drawn(kept=90) == "degenerate"  # most draws gave no law
+
+
+def test_an_estimate_that_no_noise_gives_is_an_accident():
+    runs = simulate(LAW, *GRID, noise=0.004, seed=0)
+    fit, noise = envelope(runs), noise_of_one(runs, isoflop(runs))
+    odd = replace(fit, params_law=PowerLaw(1e-140, 8.0), tokens_law=PowerLaw(1e150, -7.0))
+    for each, status in ((fit, "ok"), (odd, "degenerate")):
+        assert judged(each, bootstrap(runs, each, Choices(bootstrap=100), noise=noise)).status == status
 
 
 def test_a_few_draws_make_no_interval_and_no_prediction_has_one():

@@ -74,6 +74,7 @@ def fit_all(
         "dropped": rows.dropped,
         "ranges": {name: [values.min(), values.max()] for name, values in ranges.items()},
         "settings": {**asdict(choices), "bootstrap": choices.draws(len(rows))},
+        "evaluation": {"loss_se": np.median(rows.loss_se), "between_runs": rows.evaluation_noise},
         "approaches": found,
     }
     if (

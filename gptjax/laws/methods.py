@@ -93,7 +93,7 @@ def _isoflop_words(law: Json) -> str:
         )
     else:
         how = (
-            "Weighted least squares of loss on log <i>N</i>, quadratic, over the size of least loss and "
+            "Least squares of loss on log <i>N</i>, quadratic, over the size of least loss and "
             f"{settings['window']} on either side; a budget is refused with fewer than four sizes, its least loss at "
             "an end, or no clear curvature"
         )
@@ -156,6 +156,12 @@ def _interval_words(law: Json) -> str:
             f"For comparison with Hoffmann et al. 2022, Table 2, only: over {found['draws']} subsamples of 80&#8239;% "
             f"of the rows the 80&#8239;% interval of <i>a</i> is {say_interval(found['a_interval_80'])}; subsamples "
             "share most rows, so it is about half as wide as it claims to be. "
+        )
+    level, between = (law["evaluation"][name] for name in ("loss_se", "between_runs"))
+    if level and between and between < level:
+        text += (
+            "Losses and <i>E</i> are of these validation windows. As losses of the text that they stand for they have a "
+            f"standard error of {level:.2g} nats, which all runs share but for {between:.2g} nats of a run's own. "
         )
     return text + "None of these covers what another recipe, convention or choice of rows would change."
 

@@ -115,8 +115,13 @@ def judged(fit: F, draws: Draws) -> F:
         if ends is None:
             continue
         said = f"{name} = {law.exponent:.3g} and its 95 % interval is {ends[0]:.3g} to {ends[1]:.3g}"
+        about = draws.noise.law if math.isfinite(draws.bias) else None  # what these draws were made about
+        of_law = getattr(about, name, law.exponent)
         if not ends[0] <= law.exponent <= ends[1]:
             faults.append(f"{said}: the estimate is an accident of these losses; {remedy}")
+        elif not drawn[:, 1].min() <= of_law <= drawn[:, 1].max():
+            what = f"of a law of {name} = {of_law:.3g}, by least squares, no noise drawn gives such an estimate"
+            faults.append(f"{said}: {what}; {remedy}")
         elif not np.ptp(ends) < WIDE:
             faults.append(f"{said}: as wide as from 0 to 1, it says nothing; {remedy}")
     return replace(fit, status="degenerate", reasons=(*fit.reasons, *faults)) if faults else fit
