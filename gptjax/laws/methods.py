@@ -160,7 +160,7 @@ def _interval_words(law: Json) -> str:
     level, between = (law["evaluation"][name] for name in ("loss_se", "between_runs"))
     if level and between and between < level:
         text += (
-            "Losses and <i>E</i> are of these validation windows. As losses of the text that they stand for they have a "
+            "Losses and <i>E</i> are of these validation windows. As losses of the text they stand for they have a "
             f"standard error of {level:.2g} nats, which all runs share but for {between:.2g} nats of a run's own. "
         )
     return text + "None of these covers what another recipe, convention or choice of rows would change."
