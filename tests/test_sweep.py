@@ -21,6 +21,7 @@ from gptjax.data.loader import DataConfig, Source
 from gptjax.errors import BadInput
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.report import write_report
+from gptjax.laws.table import PAIRED, read_runs
 from gptjax.models.count import count, flops_per_token
 from gptjax.models.gpt import GPTConfig
 from gptjax.question import fingerprint
@@ -34,6 +35,7 @@ from gptjax.sweep.rules import always, power
 from gptjax.train.optim import OptimConfig
 from gptjax.train.pack import Run
 from gptjax.train.result import Result
+from gptjax.train.validation import WINDOWS
 
 BUDGETS = (2e8, 4e8, 8e8)
 
@@ -256,6 +258,27 @@ def test_a_branch_whose_trunk_failed_has_no_curve(sweep, tmp_path):
     (tmp_path / "runs" / trunk.name / "metrics.jsonl").write_text("\n".join([*lines, ""]))
     write_tables(made, tmp_path)
     assert not (tmp_path / "curves.csv").exists()
+
+
+def test_a_row_has_the_part_of_its_error_that_its_sweep_does_not_share(sweep, quiet, tmp_path):
+    made, copy = make_plan(sweep), tmp_path / "copy"
+    shutil.copytree(quiet, copy)
+
+    def paired() -> list[float]:
+        write_tables(made, copy)
+        runs = read_runs(copy / "runs.csv")
+        for name, loss_se in zip(runs.run, runs.loss_se, strict=True):
+            if (path := copy / "runs" / name / WINDOWS).is_file():
+                own = np.load(path)
+                assert own.sum() == pytest.approx(0, abs=1e-5)
+                assert np.linalg.norm(own) == pytest.approx(loss_se * np.sqrt(63 / 64), rel=1e-4)
+                assert runs.fact(PAIRED)[runs.run.index(name)] < 0.9 * loss_se
+        return runs.fact(PAIRED).tolist()
+
+    assert np.isfinite(paired()).all()
+    for path in copy.glob(f"runs/*/{WINDOWS}"):  # as in a sweep of an older version
+        path.unlink()
+    assert np.isnan(paired()).all()
 
 
 def test_rules_see_their_own_horizon(cache):

@@ -74,6 +74,7 @@ def fit_all(
         "dropped": rows.dropped,
         "ranges": {name: [values.min(), values.max()] for name, values in ranges.items()},
         "settings": {**asdict(choices), "bootstrap": choices.draws(len(rows))},
+        "evaluation": {"loss_se": np.median(rows.loss_se), "between_runs": rows.evaluation_noise},
         "approaches": found,
     }
     if (
@@ -146,7 +147,8 @@ def _particular(runs: Runs, fit: Fit, draws: Draws, choices: Choices) -> Json:
     columns = np.concatenate([np.exp(draws.theta[:, :3]), draws.theta[:, 3:]], axis=1)
     drawn = dict(zip(law, columns.T, strict=True))
     doubt: Json = {f"{name}_interval": draws.interval(column) for name, column in drawn.items()}
-    doubt |= {f"{name}_se": column.std() if draws.enough else None for name, column in drawn.items()}
+    with np.errstate(over="ignore"):  # of draws whose A or B is hardly a number
+        doubt |= {f"{name}_se": column.std() if draws.enough else None for name, column in drawn.items()}
     doubt |= {"a_se": draws.params[:, 1].std() if draws.enough else None, "theta_draws": draws.theta}
     for name in ("profile", "influence", "subsample"):
         doubt[name] = None

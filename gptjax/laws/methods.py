@@ -25,7 +25,7 @@ def say_resampling(fit: Json) -> str:
     of = "log loss" if "estimator" in fit else "loss"
     noise = f"noise of sd {interval['noise'] or 0:.3g}"
     if interval.get("bias") is not None:
-        return f"{noise} added to every loss of a law fitted by least squares, and what the approach misses there taken off"  # noqa: E501
+        return f"{noise} added to losses of a least-squares law, and what the approach misses of that law taken off"
     return RESAMPLED.get(interval["resample"], f"{noise} added to every {of}")
 
 
@@ -93,7 +93,7 @@ def _isoflop_words(law: Json) -> str:
         )
     else:
         how = (
-            "Weighted least squares of loss on log <i>N</i>, quadratic, over the size of least loss and "
+            "Least squares of loss on log <i>N</i>, quadratic, over the size of least loss and "
             f"{settings['window']} on either side; a budget is refused with fewer than four sizes, its least loss at "
             "an end, or no clear curvature"
         )
@@ -157,6 +157,12 @@ def _interval_words(law: Json) -> str:
             f"of the rows the 80&#8239;% interval of <i>a</i> is {say_interval(found['a_interval_80'])}; subsamples "
             "share most rows, so it is about half as wide as it claims to be. "
         )
+    level, between = (law["evaluation"][name] for name in ("loss_se", "between_runs"))
+    if level and between and between < level:
+        text += (
+            "Losses and <i>E</i> are of these validation windows. As losses of the text they stand for they have a "
+            f"standard error of {level:.2g} nats, which all runs share but for {between:.2g} nats of a run's own. "
+        )
     return text + "None of these covers what another recipe, convention or choice of rows would change."
 
 
@@ -171,4 +177,4 @@ def _bias_words(law: Json) -> str:
                         f"{bias['N_ratio_at_largest']:.3g} times the truth")  # fmt: skip
     if not said:
         return ""
-    return f"On noise-free losses of the parametric law at these very rows, {'; '.join(said)}. The estimates are not corrected for it."  # noqa: E501
+    return f"On noise-free losses of the parametric law at these very rows, {'; '.join(said)}. Estimates keep it."

@@ -1,0 +1,123 @@
+"""How often a nominal 95 % interval of a holds the truth, on sweeps simulated from a planted law.
+
+    python benchmarks/coverage.py [--sweeps 200] [--only DESIGN] [--json FILE]
+
+For each design of runs, at three levels of noise: what a table says of the noise of its losses is nothing, a quarter of
+the truth, or twice the truth. Then what the number of validation windows does to an isoFLOP interval: all runs share
+the windows, and the table has `loss_se` alone or `loss_se_paired` too.
+"""
+
+import argparse
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptjax.files import plain, write_json
+from gptjax.laws.coverage import coverage
+from gptjax.laws.fit import APPROACHES, Choices
+from gptjax.laws.forms import BESIROGLU_2024 as LAW
+from gptjax.laws.isoflop import isoflop
+from gptjax.laws.simulate import ladder, simulate
+from gptjax.laws.table import PAIRED, Floats
+from gptjax.laws.uncertainty import bootstrap, noise_of_one
+from gptjax.train.validation import paired_errors
+
+NOISES = (0.004, 0.01, 0.02)  # of log loss
+CLAIMS = {"nothing": None, "a quarter": 0.25, "twice": 2.0}  # of the truth, in column loss_se
+SHARED, OWN, SEEDS = 0.5, 0.1, 0.004  # sd of a window's loss in nats, of the run's own part, and of log loss by seed
+
+
+def horizons() -> tuple[Floats, Floats]:
+    """Lay out sizes that are each trained for five numbers of tokens a parameter: no two runs have one budget."""
+    sizes = LAW.params_law(1e20) * 1.6 ** (np.arange(8) - 3.5)
+    n, ratio = (grid.ravel() for grid in np.meshgrid(sizes, 20 * 3.0 ** np.arange(-2, 3)))
+    return n, n * ratio
+
+
+def once() -> tuple[Floats, Floats]:
+    """Lay out sizes chosen anew for each budget, so that none has two runs and an envelope has no curves."""
+    c = np.geomspace(6e18, 3e21, 5)
+    n = LAW.params_law(c)[:, None] * 1.5 ** np.arange(-3, 4)
+    return n.ravel(), (c[:, None] / (6 * n)).ravel()
+
+
+DESIGNS = {
+    "grid of 7 sizes, 5 budgets": partial(ladder, LAW, np.geomspace(6e18, 3e21, 5)),
+    "grid of 4 sizes, 6 budgets": partial(ladder, LAW, np.geomspace(6e18, 3e21, 6), sizes=4),
+    "grid of 5 sizes, 3 budgets": partial(ladder, LAW, np.geomspace(6e18, 3e21, 3), sizes=5),
+    "8 sizes, 5 horizons": horizons,
+    "each size once": once,
+}
+
+
+def cover(sweeps: int, only: str) -> list[dict[str, Any]]:
+    """Count coverage for each design, noise and claim."""
+    table = []
+    for name, design in DESIGNS.items():
+        for noise in NOISES if only in name else ():
+            n, d = design()
+            for claim, factor in CLAIMS.items():
+                said = None if factor is None else factor * noise * LAW.loss(n, d)
+                asked = APPROACHES if said is None else APPROACHES[:2]  # the parametric fit does not read loss_se
+                found = coverage(LAW, n, d, noise=noise, loss_se=said, sweeps=sweeps, approaches=asked)
+                table.append({"design": name, "noise": noise, "loss_se says": claim, "approaches": found})
+                cells = [_say(found[approach]) if approach in found else "" for approach in APPROACHES]
+                print(f"| {name} | {noise:.1%} | {claim} | {' | '.join(cells)} |", flush=True)
+    return table
+
+
+def _say(entry: dict[str, Any]) -> str:
+    if not entry["fitted"]:
+        return "none"
+    return f"{entry['covered']:.1%} of {entry['fitted']}, {entry['width']:.3f}"
+
+
+def windows(sweeps: int) -> list[dict[str, Any]]:
+    """Evaluate sweeps on so many shared windows, and give the coverage and mean width of isoFLOP's interval of a."""
+    n, d = DESIGNS["grid of 7 sizes, 5 budgets"]()
+    table = []
+    for count in (2048, 512, 128):
+        for column in ("loss_se", PAIRED):
+            held, widths, errors = [], [], []
+            for seed in range(sweeps):
+                rng = np.random.default_rng(seed)
+                runs = simulate(LAW, n, d, noise=SEEDS, seed=seed)
+                level = runs.loss[:, None] / runs.loss.mean()  # a hard window costs a bad model more
+                each = level * (SHARED * rng.standard_normal(count)) + OWN * rng.standard_normal((len(n), count))
+                shares = (each - each.mean(axis=1, keepdims=True)) / count
+                se = np.linalg.norm(shares, axis=1) * np.sqrt(count / (count - 1))
+                paired = paired_errors(shares) if column == PAIRED else np.full(len(n), np.nan)
+                runs = replace(runs, loss=runs.loss + each.mean(axis=1), loss_se=se, facts={PAIRED: paired})
+                errors.append(runs.evaluation_noise)
+                fit = isoflop(runs)
+                draws = bootstrap(runs, fit, Choices(bootstrap=200, seed=seed), noise=noise_of_one(runs, fit))
+                ends = draws.interval(draws.params[:, 1])
+                if ends is not None:
+                    held.append(bool(ends[0] <= LAW.a <= ends[1]))
+                    widths.append(float(np.ptp(ends)))
+            line = {"windows": count, "column": column, "error": np.mean(errors), "fitted": len(held)}
+            line |= {"covered": np.mean(held) if held else None, "width": np.mean(widths) if held else None}
+            table.append(line)
+            print(f"| {count} | {column} | {np.mean(errors):.4f} | {_say(line)} |", flush=True)
+    return table
+
+
+def main() -> None:
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("--sweeps", type=int, default=200)
+    args.add_argument("--only", default="", help="designs whose name holds this, or windows")
+    args.add_argument("--json", type=Path)
+    given = args.parse_args()
+    print("covered of those fitted, mean width:")
+    result = {"coverage": cover(given.sweeps, given.only)}
+    if given.only in ("", "windows"):
+        result["windows"] = windows(given.sweeps)
+    if given.json:
+        write_json(given.json, plain(result))
+
+
+if __name__ == "__main__":
+    main()
