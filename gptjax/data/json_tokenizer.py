@@ -200,18 +200,20 @@ def _named_beside(files: dict[str, bytes]) -> Iterator[tuple[int | None, Json]]:
     if listed is None:
         named = settings | _object(files, MARKS_FILE)
     several = named.get("extra_special_tokens") or named.get("additional_special_tokens") or []
-    marks = [named.get(name) for name in MARKS] + (list(several.values()) if isinstance(several, dict) else several)
+    if not isinstance(several, list | dict):
+        raise BadInput(f"{CONFIG_FILE}: {several!r:.99} lists no tokens; save the tokenizer again")
+    marks = [named.get(name) for name in MARKS] + list(several.values() if isinstance(several, dict) else several)
     special = [_token(mark, special=True) for mark in marks if mark]
+    names = {token["content"] for token in special}
     if listed is None:
-        names = {token["content"] for token in special}
-        found = {i: _token(name, special=name in names) for name, i in _object(files, ADDED_FILE).items()}
-    elif isinstance(listed, dict) and all(key.isdecimal() for key in listed):
-        found = {int(key): _token(token, special=False) for key, token in listed.items()}
+        found = [(i, _token(name, special=name in names)) for name, i in _object(files, ADDED_FILE).items()]
+    elif isinstance(listed, dict):
+        found = [(int(key) if key.isdecimal() else key, _token(token, False)) for key, token in listed.items()]
     else:
-        raise BadInput(f"{CONFIG_FILE}: added_tokens_decoder gives no id for each token; save the tokenizer again")
-    if any(type(i) is not int for i in found):
-        raise BadInput(f"{ADDED_FILE} gives no id for each token; save the tokenizer again")
-    yield from sorted(found.items(), key=lambda pair: pair[0])
+        found = [(None, {})]
+    if any(type(i) is not int for i, _ in found):
+        raise BadInput(f"{ADDED_FILE if listed is None else CONFIG_FILE} gives no id for each token; save it again")
+    yield from sorted(found, key=lambda pair: pair[0])
     yield from ((None, token) for token in special)
 
 
