@@ -161,6 +161,8 @@ def _pieces(content: Json) -> dict[str, int]:
     """Return the ids of a tokenizer.json's vocabulary, added tokens aside."""
     model = content.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
+    if vocab and (prefix := model.get("continuing_subword_prefix")):  # the library may crash where it cuts this off
+        raise BadInput(f"{JSON_FILE}: continuing_subword_prefix = {prefix!r:.99}, and gptjax has none; use another")
     if isinstance(vocab, list) and all(isinstance(row, list) and row and isinstance(row[0], str) for row in vocab):
         vocab = {row[0]: i for i, row in enumerate(vocab)}
     if isinstance(vocab, dict) and all(type(i) is int and 0 <= i < LARGEST_ID for i in vocab.values()):
