@@ -423,10 +423,10 @@ def test_ids_that_only_pad_the_vocabulary_are_not_drawn(tmp_path):
     import_hf(tmp_path / "hf", tmp_path / "weights")
     saved = saved_model(tmp_path / "weights")
     assert saved.tokenizer.decode([65, 499]) == b"A"
-    params = saved.read(saved.layout())
-    whole, speaker, prompts = saved.config, saved.speaker, [np.array([256, 65])] * 4
-    assert max(np.concatenate(generate(params, whole, prompts, 14)).tolist()) > 256
-    assert max(np.concatenate(generate(params, speaker, prompts, 14)).tolist()) <= 256
+    prompts, settings = [np.array([256, 65])] * 8, {"new_tokens": 14, "layout": saved.layout()}
+    params = saved.read(settings["layout"])
+    assert max(np.concatenate(generate(params, saved.config, prompts, **settings)).tolist()) > 256
+    assert max(np.concatenate(generate(params, saved.speaker, prompts, **settings)).tolist()) <= 256
 
 
 ARGUMENTS = [

@@ -152,7 +152,7 @@ def _without_code(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def difference(theirs: Any, ours: Tokenizer) -> str:
-    """Say of which text, the shortest found, a tokenizer of transformers gives other ids than ours; nothing if of none."""
+    """Say of which text, the shortest found, a tokenizer of transformers gives other ids than ours; nothing if none."""
     texts = sorted(adversarial_texts(ours), key=len)
     for text, ids in zip(texts, ours.encode_many([text.encode() for text in texts]), strict=True):
         found, own = theirs.encode(text, add_special_tokens=False), ids.tolist()
