@@ -1,16 +1,21 @@
 """Weights out and in without transformers: names, shards, multipliers, memory, and every mistake in one line."""
 
+import copy
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import HealthCheck
+from hypothesis import strategies as st
 
 from gptjax.cli import main
 from gptjax.config import RunConfig, SaveConfig, to_json
@@ -18,14 +23,16 @@ from gptjax.data.json_tokenizer import JsonTokenizer, packed
 from gptjax.data.tokenizer import ByteTokenizer, train_sentencepiece
 from gptjax.errors import BadInput
 from gptjax.files import write_json
+from gptjax.generate import generate
 from gptjax.hf.export import export_hf
-from gptjax.hf.families import family_of, multipliers, plain, tensors_of
+from gptjax.hf.families import Settings, family_of, multipliers, plain, tensors_of
 from gptjax.hf.load import import_hf, open_hf, read_params
 from gptjax.hf.safetensors import CODES, INDEX, SINGLE, Outgoing, open_tensors, write_tensors
 from gptjax.hf.tokenizer import tokenizer_files
 from gptjax.models.gpt import GPTConfig, gpt
 from gptjax.sharding import MeshConfig
 from gptjax.train.checkpoint import Checkpoints
+from gptjax.train.export import export
 from gptjax.train.weights import saved_model
 
 GPT2 = GPTConfig(vocab_size=257, context=16, d_model=24, n_layers=3, n_heads=3, vocab_multiple=8)
@@ -292,6 +299,251 @@ def test_what_is_no_model_of_ours_is_refused_in_one_line(words, tmp_path, capsys
     assert [path.name for path in tmp_path.iterdir()] == ["hf"]
 
 
+def test_one_file_counts_and_not_the_index_of_another_model_beside_it(tmp_path):
+    arrays = write_hf(tmp_path / "hf", LLAMA)
+    write_json(tmp_path / "hf" / INDEX, {"weight_map": {UP: "gone"}})
+    assert open_hf(tmp_path / "hf").tensors.keys() == arrays.keys()
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, ((8.0, 1.0, 4.0, 16), 10000.0)),
+        ({"rope_scaling": {"type": "llama3", "factor": 8, "rope_theta": 7}}, ((8.0, 1.0, 4.0, 16), 7.0)),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}, "rope_theta": 9.0}, ((8.0, 1.0, 4.0, 16), 9.0)),
+        ({"rope_scaling": {}, "rope_parameters": {"rope_theta": 5.0}}, (None, 5.0)),
+        ({"rope_scaling": None, "rope_parameters": None, "rope_theta": 5.0}, (None, 5.0)),
+        (
+            {
+                "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 4},
+                "original_max_position_embeddings": 8,
+            },
+            ((8.0, 1.0, 4.0, 8), 10000.0),
+        ),
+    ],
+)
+def test_rope_scaling_stands_for_rope_parameters(given, expected):
+    content = family_of(LLAMA).write(LLAMA)
+    del content["rope_theta"]
+    if scaling := given.get("rope_scaling"):
+        given["rope_scaling"] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, **scaling}
+    read = family_of(LLAMA).read(Settings({**content, "rope_parameters": {"rope_theta": 3.0}, **given}))
+    assert (read.rope_scaling, read.rope_theta) == expected
+
+
+def test_what_a_config_leaves_out_is_what_transformers_takes():
+    arcee = replace(LLAMA, gated=False, activation="relu")
+    content = family_of(arcee).write(arcee)
+    del content["rms_norm_eps"]
+    assert family_of(arcee).read(Settings(content)).norm_eps == 1e-5
+    del content["hidden_act"]
+    with pytest.raises(BadInput, match="'relu2' is not one of"):
+        family_of(arcee).read(Settings(content))
+    qwen = replace(LLAMA, qk_norm=True)
+    content = family_of(qwen).write(qwen)
+    del content["head_dim"]
+    assert family_of(qwen).read(Settings(content)).d_head == 128
+
+
+def test_masks_of_any_type_are_left_out_and_a_head_may_stand_for_its_embedding(tmp_path):
+    write_hf(tmp_path / "hf", GPT2)
+
+    def with_masks(header):
+        for code, name in (("U8", "h.0.attn.bias"), ("BOOL", "h.1.attn.masked_bias"), ("I64", "position_ids")):
+            header[f"transformer.{name}"] = {"dtype": code, "shape": [0], "data_offsets": [0, 0]}
+        header["lm_head.weight"] = header.pop("transformer.wte.weight")
+
+    whole = read_params(open_hf(tmp_path / "hf"))
+    edit_header(tmp_path / "hf" / SINGLE, with_masks)
+    again = read_params(open_hf(tmp_path / "hf"))
+    jax.tree.map(np.testing.assert_array_equal, again, whole)
+
+
+def test_every_activation_is_exported_or_refused_in_a_line(monkeypatch):
+    choices = get_args(get_type_hints(GPTConfig)["activation"])
+    monkeypatch.setattr("gptjax.models.gpt.check_choices", lambda config: None)
+    for activation in (*choices, "a new one"):
+        for config in CONFIGS.values():
+            try:
+                family_of(replace(config, activation=activation))
+            except BadInput as refused:
+                assert "use --format orbax" in str(refused) and "\n" not in str(refused)
+    for activation in choices:
+        assert family_of(replace(GPT2, activation=activation)).architecture == "GPT2LMHeadModel"
+
+
+EOS = {
+    "of config.json": ({"bos_token_id": 1, "eos_token_id": 2}, None, [2]),
+    "several": ({"bos_token_id": 1, "eos_token_id": [2, 3, 999]}, None, [2, 3]),
+    "of generation_config.json": ({"bos_token_id": 1, "eos_token_id": 2}, {"eos_token_id": [4, 5]}, [4, 5]),
+    "taken back there": ({"bos_token_id": None, "eos_token_id": 2, "pad_token_id": -1}, {}, []),
+}
+
+
+@pytest.mark.parametrize(("config", "generation", "stops"), EOS.values(), ids=EOS)
+def test_the_ids_that_end_a_text_stay_with_the_weights(config, generation, stops, tmp_path):
+    write_hf(tmp_path / "hf", LLAMA)
+    setting(tmp_path / "hf", **config)
+    add_tokenizer(tmp_path / "hf", 257)
+    if generation is not None:
+        write_json(tmp_path / "hf" / "generation_config.json", generation)
+    import_hf(tmp_path / "hf", tmp_path / "weights")
+    saved = saved_model(tmp_path / "weights")
+    assert saved.stops == stops and saved.tokenizer.bos == (1 if config["bos_token_id"] else 2)
+    export(saved, tmp_path / "copied")
+    assert saved_model(tmp_path / "copied").stops == stops
+    export_hf(saved, tmp_path / "back", verified=False)
+    written = json.loads((tmp_path / "back" / "config.json").read_text())
+    assert {name: written[name] for name in config} == config
+    expected = config if generation is None else generation
+    assert json.loads((tmp_path / "back" / "generation_config.json").read_text()) == expected
+
+
+def test_weights_from_before_and_of_runs_end_where_the_next_document_begins(tmp_path):
+    saved_run(tmp_path / "run", LLAMA)
+    export(saved_model(tmp_path / "run"), tmp_path / "weights")
+    assert saved_model(tmp_path / "run").stops == saved_model(tmp_path / "weights").stops == [256]
+
+
+def test_an_id_beyond_the_vocabulary_leads_no_document(tmp_path):
+    write_hf(tmp_path / "hf", LLAMA)
+    setting(tmp_path / "hf", bos_token_id=50256, eos_token_id=[50256, 7])
+    add_tokenizer(tmp_path / "hf", 257)
+    assert open_hf(tmp_path / "hf").tokenizer.bos == 7
+    setting(tmp_path / "hf", bos_token_id=None, eos_token_id=50256)
+    with pytest.raises(BadInput, match="names no token that leads a document; set bos_token_id"):
+        open_hf(tmp_path / "hf")
+
+
+def test_ids_that_only_pad_the_vocabulary_are_not_drawn(tmp_path):
+    config = replace(GPT2, vocab_size=500)
+    write_hf(tmp_path / "hf", config)
+    add_tokenizer(tmp_path / "hf", 257)
+    setting(tmp_path / "hf", eos_token_id=None)
+    import_hf(tmp_path / "hf", tmp_path / "weights")
+    saved = saved_model(tmp_path / "weights")
+    assert saved.tokenizer.decode([65, 499]) == b"A"
+    prompts, settings = [np.array([256, 65])] * 8, {"new_tokens": 14, "layout": saved.layout()}
+    params = saved.read(settings["layout"])
+    assert max(np.concatenate(generate(params, saved.config, prompts, **settings)).tolist()) > 256
+    assert max(np.concatenate(generate(params, saved.speaker, prompts, **settings)).tolist()) <= 256
+
+
+ARGUMENTS = [
+    ("--temperature", "nan"),
+    ("--temperature", "1e-40"),
+    ("--tokens", "-5"),
+    ("--tokens", "0"),
+    ("--tokens", "1000000000"),
+    ("--seed", str(2**63)),
+    ("--seed", "-1"),
+    ("--top-k", "-1"),
+    ("--top-p", "nan"),
+    ("--repetition-penalty", "inf"),
+    ("--count", "0"),
+    ("--count", "1000000000"),
+    ("--step", "3"),
+]
+
+
+def test_numbers_that_generate_cannot_take_are_one_line(tmp_path, capsys, monkeypatch):
+    saved_run(tmp_path / "run", GPT2)
+    monkeypatch.setattr("sys.stdin", None)
+    for given in [*ARGUMENTS, ("-",)]:
+        with pytest.raises(SystemExit) as stop:
+            main(["generate", str(tmp_path / "run"), *(["a"] if len(given) > 1 else []), *given])
+        out, said = capsys.readouterr()
+        assert stop.value.code == 2 and not out and said.count("\n") == 1, (given, said)
+
+
+def test_what_the_terminal_cannot_show_is_marked(tmp_path):
+    saved_run(tmp_path / "run", GPT2)
+    program = [sys.executable, "-m", "gptjax.cli", "generate", str(tmp_path / "run"), "\u00e9", "--tokens", "2"]
+    ran = subprocess.run(program, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, timeout=300)
+    assert ran.returncode == 0 and ran.stdout.startswith(b"?"), ran.stderr
+
+
+def test_a_full_disk_leaves_nothing_and_is_no_mistake_of_the_user(tmp_path):
+    write_hf(tmp_path / "hf", GPT2)
+    program = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000,) * 2); from gptjax.cli import main; "
+    for way in (["import", "hf", "out"], ["export", "weights", "out", "--no-verify"]):
+        given = [sys.executable, "-c", f"{program}main({way})"]
+        ran = subprocess.run(given, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert ran.returncode == 1 and ran.stderr.startswith("gptjax: ") and "out" in ran.stderr, ran.stderr
+        assert ran.stderr.count("\n") == 1 and not list(tmp_path.glob("*out*"))
+        import_hf(tmp_path / "hf", tmp_path / "weights") if way[0] == "import" else None
+
+
+@pytest.mark.parametrize(
+    "content", ["{}", "[]", "null", "[" * 100_000, '{"model": 1}', '{"model": {"n_layers": "x"}}', "MARKS", "HUGE"]
+)
+def test_a_weights_json_that_says_too_little_is_one_line(content, tmp_path):
+    write_hf(tmp_path / "hf", GPT2)
+    import_hf(tmp_path / "hf", tmp_path / "weights")
+    whole = json.loads((tmp_path / "weights" / "weights.json").read_text())
+    changed = {"MARKS": {"marks": {"config": {"eos_token_id": "x"}}}, "HUGE": {"model": {"d_model": 10**400}}}
+    text = json.dumps(whole | changed[content]) if content in changed else content
+    (tmp_path / "weights" / "weights.json").write_text(text)
+    with pytest.raises(BadInput, match=r"weights\.json"):
+        saved_model(tmp_path / "weights")
+
+
+ODD = st.sampled_from(
+    [None, True, 0, -1, 1, 2**31, 2**60, 10**400, 2.0, float("nan"), "", "x", "\ud800", [], [[]], ["a"], {}, {"a": 1}]
+)
+
+
+@st.composite
+def altered(draw, whole):
+    """Draw a JSON value with some of its parts replaced or taken away."""
+    whole = copy.deepcopy(whole)
+    for _ in range(draw(st.integers(1, 3))):
+        part = whole
+        while isinstance(part, dict | list) and part:
+            key = draw(st.sampled_from(sorted(part) if isinstance(part, dict) else range(len(part))))
+            if draw(st.booleans()) or not isinstance(part[key], dict | list) or not part[key]:
+                if draw(st.booleans()):
+                    part[key] = copy.deepcopy(draw(ODD))
+                else:
+                    del part[key]
+                break
+            part = part[key]
+    return whole
+
+
+@hypothesis.given(st.data())
+@hypothesis.settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+def test_an_altered_file_is_refused_in_a_line_or_read(tmp_path_factory, data):
+    folder = tmp_path_factory.getbasetemp() / "altered"
+    if not folder.exists():
+        folder.mkdir()
+        write_hf(folder / "hf", LLAMA)
+        add_tokenizer(folder / "hf", 257)
+        write_json(folder / "hf" / "generation_config.json", {"bos_token_id": 1, "eos_token_id": [1, 2]})
+        import_hf(folder / "hf", folder / "weights")
+        setting(folder / "hf", num_hidden_layers=3)
+    names = ("config.json", "generation_config.json", "tokenizer.json", SINGLE, "weights.json", "seal.json")
+    name = data.draw(st.sampled_from(names))
+    path = folder / ("weights" if name in names[4:] else "hf") / name
+    whole = path.read_bytes()
+    try:
+        if name == SINGLE:
+            n = int.from_bytes(whole[:8], "little")
+            head = json.dumps(data.draw(altered(json.loads(whole[8 : 8 + n])))).encode()
+            path.write_bytes(len(head).to_bytes(8, "little") + head + whole[8 + n :])
+        else:
+            path.write_text(json.dumps(data.draw(altered(json.loads(whole)))))
+        if name in names[4:]:
+            saved = saved_model(folder / "weights")
+            assert saved.arrays and saved.stops is not None and saved.speaker
+        else:
+            open_hf(folder / "hf")
+    except BadInput as refused:
+        assert "\n" not in str(refused)
+    finally:
+        path.write_bytes(whole)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -379,9 +631,10 @@ MEASURE = """
 import sys
 from pathlib import Path
 from gptjax.hf.export import export_hf
-from gptjax.hf.families import family_of, tensors_of
+from gptjax.hf.families import Settings, family_of, tensors_of
 from gptjax.models.gpt import GPTConfig
 from gptjax.hf.load import import_hf
+from gptjax.train.export import export
 from gptjax.train.weights import saved_model
 
 way, folder = sys.argv[1], Path(sys.argv[2])

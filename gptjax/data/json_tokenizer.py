@@ -161,6 +161,8 @@ def _pieces(content: Json) -> dict[str, int]:
     """Return the ids of a tokenizer.json's vocabulary, added tokens aside."""
     model = content.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
+    if vocab and (prefix := model.get("continuing_subword_prefix")):  # the library may crash where it cuts this off
+        raise BadInput(f"{JSON_FILE}: continuing_subword_prefix = {prefix!r:.99}, and gptjax has none; use another")
     if isinstance(vocab, list) and all(isinstance(row, list) and row and isinstance(row[0], str) for row in vocab):
         vocab = {row[0]: i for i, row in enumerate(vocab)}
     if isinstance(vocab, dict) and all(type(i) is int and 0 <= i < LARGEST_ID for i in vocab.values()):
@@ -200,18 +202,20 @@ def _named_beside(files: dict[str, bytes]) -> Iterator[tuple[int | None, Json]]:
     if listed is None:
         named = settings | _object(files, MARKS_FILE)
     several = named.get("extra_special_tokens") or named.get("additional_special_tokens") or []
-    marks = [named.get(name) for name in MARKS] + (list(several.values()) if isinstance(several, dict) else several)
+    if not isinstance(several, list | dict):
+        raise BadInput(f"{CONFIG_FILE}: {several!r:.99} lists no tokens; save the tokenizer again")
+    marks = [named.get(name) for name in MARKS] + list(several.values() if isinstance(several, dict) else several)
     special = [_token(mark, special=True) for mark in marks if mark]
+    names = {token["content"] for token in special}
     if listed is None:
-        names = {token["content"] for token in special}
-        found = {i: _token(name, special=name in names) for name, i in _object(files, ADDED_FILE).items()}
-    elif isinstance(listed, dict) and all(key.isdecimal() for key in listed):
-        found = {int(key): _token(token, special=False) for key, token in listed.items()}
+        found = [(i, _token(name, special=name in names)) for name, i in _object(files, ADDED_FILE).items()]
+    elif isinstance(listed, dict):
+        found = [(int(key) if key.isdecimal() else key, _token(token, False)) for key, token in listed.items()]
     else:
-        raise BadInput(f"{CONFIG_FILE}: added_tokens_decoder gives no id for each token; save the tokenizer again")
-    if any(type(i) is not int for i in found):
-        raise BadInput(f"{ADDED_FILE} gives no id for each token; save the tokenizer again")
-    yield from sorted(found.items(), key=lambda pair: pair[0])
+        found = [(None, {})]
+    if any(type(i) is not int for i, _ in found):
+        raise BadInput(f"{ADDED_FILE if listed is None else CONFIG_FILE} gives no id for each token; save it again")
+    yield from sorted(found, key=lambda pair: pair[0])
     yield from ((None, token) for token in special)
 
 

@@ -154,7 +154,7 @@ def _tokenizer(folder: Path, config: GPTConfig, marks: Marks, model_type: str) -
     try:
         tokenizer = JsonTokenizer(packed(files, lead, model_type, config.vocab_size))
         tokenizer.check()
-    except BadInput as error:
+    except (BadInput, RecursionError) as error:  # the second: lists within lists, a few less than JSON may have
         raise BadInput(f"{folder / JSON_FILE}: {error}; take it away to import the weights alone") from None
     return tokenizer
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from gptjax.data.json_tokenizer import AS_IT_STANDS, CONFIG_FILE, JsonTokenizer
+from gptjax.data.json_tokenizer import AS_IT_STANDS, CONFIG_FILE, JSON_FILE, JsonTokenizer
 from gptjax.data.tokenizer import ByteTokenizer, SentencePieceTokenizer, Tokenizer
 from gptjax.errors import BadInput
 
@@ -137,7 +137,8 @@ def compare_tokenizer(tokenizer: JsonTokenizer, files: dict[str, bytes], model_t
         if difference(as_it_stands, tokenizer):
             raise BadInput(f"{by} reads {differs}: gptjax does not know this tokenizer; give another, or none")
         return Compared(
-            by, f"is rebuilt by {type(theirs).__name__} of {by}, which reads {differs}: as tokenizer.json has it"
+            by,
+            f"is rebuilt by {by} as a {type(theirs).__name__}, which reads {differs}, which is what {JSON_FILE} says",
         )
 
 
@@ -151,9 +152,10 @@ def _without_code(files: dict[str, bytes]) -> dict[str, bytes]:
 
 
 def difference(theirs: Any, ours: Tokenizer) -> str:
-    """Say in which text a tokenizer of transformers gives other ids than ours; nothing if in none."""
-    for text in adversarial_texts(ours):
-        found, own = theirs.encode(text, add_special_tokens=False), ours.encode(text.encode()).tolist()
+    """Say of which text, the shortest found, a tokenizer of transformers gives other ids than ours; nothing if none."""
+    texts = sorted(adversarial_texts(ours), key=len)
+    for text, ids in zip(texts, ours.encode_many([text.encode() for text in texts]), strict=True):
+        found, own = theirs.encode(text, add_special_tokens=False), ids.tolist()
         if found != own:
             return f"{text!r} as {found}, and gptjax as {own}"
     return ""
