@@ -137,7 +137,7 @@ def _strict(kind: type) -> None:
             return float(value)
         if type(value) is not kind:
             raise TypeError(f"expected {kind.__name__}, got {value!r}")
-        if kind is int and not -(2**63) <= value < 2**63:
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
             raise TypeError(f"expected an int of 64 bits, got one of {value.bit_length()}")
         return value
 

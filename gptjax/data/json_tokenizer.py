@@ -50,7 +50,8 @@ def packed(files: dict[str, bytes], bos: int | None, model_type: str = "", vocab
         files[JSON_FILE] = json.dumps(changed, ensure_ascii=False, indent=1).encode("utf-8", "replace")
     if bos is None:
         unknown = content["model"].get("unk_token")
-        bos = next((token["id"] for token in changed["added_tokens"] if token["content"] == unknown), None)
+        ids = _pieces(content) | {token["content"]: token["id"] for token in changed["added_tokens"]}
+        bos = ids.get(unknown)
         if bos is None:
             raise BadInput("names no token that leads a document; set bos_token_id in config.json")
     return json.dumps({"bos": bos, "files": {name: _text(files, name) for name in files}}).encode()
@@ -160,7 +161,9 @@ def _added(content: Json) -> list[Json]:
 def _pieces(content: Json) -> dict[str, int]:
     """Return the ids of a tokenizer.json's vocabulary, added tokens aside."""
     model = content.get("model")
-    vocab = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(model, dict):
+        model = {}
+    vocab = model.get("vocab")
     if vocab and (prefix := model.get("continuing_subword_prefix")):  # the library may crash where it cuts this off
         raise BadInput(f"{JSON_FILE}: continuing_subword_prefix = {prefix!r:.99}, and gptjax has none; use another")
     if isinstance(vocab, list) and all(isinstance(row, list) and row and isinstance(row[0], str) for row in vocab):
