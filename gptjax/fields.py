@@ -1,4 +1,4 @@
-"""What a config's fields are: the comment that explains each, its type in words, and whether a value is of that type."""
+"""What the fields of a config are: the comment that explains each, its type in words, whether a value is of it."""
 
 import ast
 import inspect

@@ -92,4 +92,6 @@ def test_a_sweeps_plan_stays(target):
     """A changed name, fingerprint or cost would make every finished run of the sweep another sweep's."""
     plan = make_plan(load(str(FOLDER.parent / target), SweepConfig, "sweep"))
     rows = [[r.name, r.role, r.parent, r.tokens, r.flops, r.seconds, fingerprint(r.config)] for r in plan.runs]
-    assert hashlib.sha256(json.dumps([rows, [r.reason for r in plan.removed]]).encode()).hexdigest()[:16] == SWEEPS[target]
+    assert (
+        hashlib.sha256(json.dumps([rows, [r.reason for r in plan.removed]]).encode()).hexdigest()[:16] == SWEEPS[target]
+    )

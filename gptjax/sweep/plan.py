@@ -20,7 +20,7 @@ from gptjax.models.count import ParamCount, count, flops_per_token
 from gptjax.models.gpt import GPTConfig
 from gptjax.question import fingerprint
 from gptjax.sweep.rules import Rule, always, params_of, warmup_of_params
-from gptjax.train.optim import OptimConfig, cooldown_start
+from gptjax.train.optim import cooldown_start
 
 ROUNDING = 0.05  # a cell whose whole steps miss its budget by more than this share is removed
 MOST = 1e300  # numbers from here on overflow once they are multiplied
@@ -95,7 +95,9 @@ class SweepConfig:
     rules' rate and every factor of their batch, a trunk likewise; the held-out run is trained at the rules' own.
     """
 
-    base: RunConfig  # what all runs share; the sweep sets model, optim.lr, optim.b2, optim.warmup, batch, steps and seed
+    base: (
+        RunConfig  # what all runs share; the sweep sets model, optim.lr, optim.b2, optim.warmup, batch, steps and seed
+    )
     sizes: tuple[Hashable, ...]  # each a name or a number that `shape` turns into a model, as a width
     shape: Callable[[Any], GPTConfig]  # a function from a size to its model
     lr: Rule  # peak learning rate: a number, or a function of N (parameters) and D (tokens)
@@ -126,7 +128,9 @@ class SweepConfig:
         check_fields(self)
         low, high = self.tokens_per_param
         if not 0 <= low < high:
-            raise BadInput(f"tokens_per_param = {self.tokens_per_param} must be the least and the most; give two, as [1, 1000]")
+            raise BadInput(
+                f"tokens_per_param = {self.tokens_per_param} must be the least and the most; give two, as [1, 1000]"
+            )
         if bool(self.budgets) == bool(self.horizons) or not self.sizes or not self.seeds:
             raise BadInput("a sweep needs budgets or horizons, not both, and at least one size and one seed")
         for name in ("lr_factors", "batch_factors"):
@@ -246,7 +250,7 @@ def short(flops: float) -> str:
 
 @dataclass(frozen=True)
 class Sized:
-    """A size of a sweep as a model, with all that follows from it: worked out once, whatever the number of its cells."""
+    """A size of a sweep as a model, with what follows from it: worked out once, however many its cells."""
 
     size: Hashable
     model: GPTConfig
@@ -359,9 +363,7 @@ def _runs_of_size(
     suffix = factors.suffix + (f"-s{seed}" if seed != sweep.seeds[0] else "")
     branching = sweep.base.optim.schedule == "wsd"
     shortest = min(steps.values())
-    configs = {
-        b: _config(sweep, sized, seed, n, shortest if branching else n, b, factors) for b, n in steps.items()
-    }
+    configs = {b: _config(sweep, sized, seed, n, shortest if branching else n, b, factors) for b, n in steps.items()}
     runs, parent = [], None
     if branching:
         starts = tuple(branch_step(config) for config in configs.values())
