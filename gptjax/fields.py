@@ -29,7 +29,6 @@ class Field:
     how: bool  # it changes how a run is computed, and not what it asks
 
 
-@cache
 def comments(kind: type) -> dict[str, str]:
     """Return the comment of each field of a dataclass: beside it, or in the lines right above it.
 
@@ -49,7 +48,8 @@ def comments(kind: type) -> dict[str, str]:
     for node in body.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             beside = [found[line] for line in range(node.lineno, (node.end_lineno or 0) + 1) if line in found]
-            above, line = [], node.lineno - 1
+            above: list[str] = []
+            line = node.lineno - 1
             while line in alone:
                 above.insert(0, found[line])
                 line -= 1
@@ -57,9 +57,12 @@ def comments(kind: type) -> dict[str, str]:
     return texts
 
 
-@cache
 def hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+    """Return the type of each field, read once: a plan asks for them for each of its configs."""
+    return _hints(kind)
+
+
+_hints = cache(get_type_hints)
 
 
 def in_words(kind: Any) -> str:

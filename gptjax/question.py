@@ -23,7 +23,7 @@ def gained(default: T) -> T:
 
 def check_choices(config: Any) -> None:
     """Refuse a value that the Literal type of its field does not list."""
-    for name, choices in _choices(type(config)).items():
+    for name, choices in _choices(type(config)).items():  # type: ignore[arg-type]  # a class is hashable
         value = getattr(config, name)
         if value not in choices:
             raise BadInput(f"{name} = {value!r} is not one of {', '.join(choices)}")

@@ -50,6 +50,7 @@ LEVELS = [
     ],
     [
         "sweep.execute",
+        "sweep.follow",
         "sweep.local",
         "sweep.slurm",
         "sweep.ray",

@@ -27,7 +27,8 @@ from gptjax.models.count import count, flops_per_token
 from gptjax.models.gpt import GPTConfig
 from gptjax.question import fingerprint
 from gptjax.sharding import MeshConfig
-from gptjax.sweep.execute import pending, status
+from gptjax.sweep.execute import pending
+from gptjax.sweep.follow import status
 from gptjax.sweep.ledger import Ledger
 from gptjax.sweep.local import execute
 from gptjax.sweep.loop import run_sweep, write_tables
