@@ -8,11 +8,13 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from cattrs import AttributeValidationNote, IterableValidationNote
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
 from cattrs.preconf.json import make_converter
 
 from gptjax.data.loader import DataConfig
 from gptjax.errors import BadInput
+from gptjax.fields import in_words
 from gptjax.files import read_json
 from gptjax.models.gpt import GPTConfig
 from gptjax.question import check_choices, gained, how
@@ -166,8 +168,12 @@ def _first_cause(error: BaseException, path: str = "") -> str:
     """Describe the first leaf of cattrs' tree of errors by the path of the field it stands at."""
     if isinstance(error, BaseExceptionGroup):
         cause = error.exceptions[0]
-        notes = [note for note in getattr(cause, "__notes__", []) if hasattr(note, "name") or hasattr(note, "index")]
-        here = "".join(f".{n.name}" if hasattr(n, "name") else f"[{n.index}]" for n in notes)
+        here = ""
+        for note in getattr(cause, "__notes__", []):  # others are text, which has an `index` too
+            if isinstance(note, AttributeValidationNote):
+                here += f".{note.name}"
+            elif isinstance(note, IterableValidationNote):
+                here += f"[{note.index}]"
         return _first_cause(cause, path + here)
     if isinstance(error, ForbiddenExtraKeysError):
         return f"unknown key {sorted(error.extra_fields)[0]!r}" + (f" in {path[1:]}" if path else "")
@@ -214,8 +220,8 @@ def _assign(config: Any, tree: dict[str, Any], path: str) -> Any:
         here = f"{path}{name}"
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"fields here: {', '.join(known) or 'none'}"
-            raise BadInput(f"--set {here}: no field {name!r}; {hint}")
+            hint = f"did you mean {near[0]}?" if near else f"fields here: {', '.join(known) or 'none'};"
+            raise BadInput(f"--set {here}: no field {name!r}; {hint} gptjax config explains all fields")
         if isinstance(given, dict):
             changes[name] = _assign(getattr(config, name), given, f"{here}.")
         else:
@@ -233,8 +239,13 @@ def _structure(kind: Any, value: Any, path: str) -> Any:
     """Turn a JSON value into a field's type; a field that JSON cannot express takes it as it is, lists as tuples."""
     if not _in_json(kind):
         return tuple(value) if isinstance(value, list) else value
+    length = len(get_args(kind)) if get_origin(kind) is tuple and Ellipsis not in get_args(kind) else None
+    if get_origin(kind) is tuple and not (isinstance(value, list) and length in (None, len(value))):
+        as_list = json.dumps([1, 2][:length])
+        raise BadInput(f"--set {path}={value}: expected {in_words(kind)}, in brackets as '{path}={as_list}'")
     box = dataclasses.make_dataclass("Value", [("value", kind)])
     try:
         return from_json(box, {"value": value}).value
     except BadInput as error:
-        raise BadInput(f"--set {path}={value}: {str(error).removeprefix('Value: value: ')}") from None
+        reason = str(error).removeprefix("Value: value").removeprefix(": ")
+        raise BadInput(f"--set {path}={value}: {reason}; {path} is {in_words(kind)}") from None

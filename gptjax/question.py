@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import Field, field, fields, is_dataclass
+from functools import cache
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from gptjax.errors import BadInput
@@ -22,10 +23,17 @@ def gained(default: T) -> T:
 
 def check_choices(config: Any) -> None:
     """Refuse a value that the Literal type of its field does not list."""
-    for name, kind in get_type_hints(type(config)).items():
+    for name, choices in _choices(type(config)).items():  # type: ignore[arg-type]  # a class is hashable
         value = getattr(config, name)
-        if get_origin(kind) is Literal and value not in get_args(kind):
-            raise BadInput(f"{name} = {value!r} is not one of {', '.join(get_args(kind))}")
+        if value not in choices:
+            raise BadInput(f"{name} = {value!r} is not one of {', '.join(choices)}")
+
+
+@cache  # a sweep makes tens of thousands of configs, and reading type hints takes longer than all else
+def _choices(kind: type) -> dict[str, tuple[str, ...]]:
+    """Return what each Literal field of a class may be."""
+    hints = get_type_hints(kind).items()
+    return {name: get_args(hint) for name, hint in hints if get_origin(hint) is Literal}
 
 
 def question(config: Any) -> Any:

@@ -257,3 +257,15 @@ def test_presets_lists_every_family(capsys):
 def test_experiments_dry_run(capsys, name):
     code, out, _ = call(capsys, "sweep", ROOT / f"experiments/chinchilla/{name}.py", "--dry-run")
     assert code == 0 and "predicted time" in out
+
+
+def test_a_list_that_is_none_or_too_short_is_told_in_words(capsys):
+    quick = ROOT / "experiments" / "chinchilla" / "quick.py"
+    for odd, words in {
+        "tokens_per_param=[5]": "a list of 2 numbers, in brackets as 'tokens_per_param=[1, 2]'",
+        "budgets=1e11": "expected a list of numbers",
+        "sizes=16,32": "sizes = '16,32' must be a list of numbers or names",
+        "seeds=[0,1.5]": "[1]: expected int, got 1.5; seeds is a list of whole numbers",
+        "wrokers=2": "did you mean workers? gptjax config explains all fields",
+    }.items():
+        assert words in refused(capsys, "sweep", quick, "--dry-run", "--set", odd)

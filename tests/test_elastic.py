@@ -21,7 +21,7 @@ from test_sweep import losses, tiny, written
 from gptjax import leases
 from gptjax.config import SaveConfig
 from gptjax.errors import BadInput
-from gptjax.sweep.execute import status
+from gptjax.sweep.follow import status
 from gptjax.sweep.local import execute
 from gptjax.sweep.plan import Plan, make_plan
 from gptjax.train.checkpoint import damage, sealed_steps

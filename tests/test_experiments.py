@@ -1,5 +1,7 @@
 """The shipped experiments: every size traces from a seed to updated weights, without memory."""
 
+import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +10,11 @@ import numpy as np
 import pytest
 
 from gptjax.commands.given import load
+from gptjax.config import RunConfig
 from gptjax.data.objectives import Batch
 from gptjax.estimate.footprint import footprint
 from gptjax.models.gpt import gpt
+from gptjax.question import fingerprint
 from gptjax.sweep.plan import SweepConfig, make_plan
 from gptjax.train.optim import make_optimizer
 from gptjax.train.state import new_state
@@ -59,3 +63,35 @@ def test_the_rates_of_mup_are_tried_at_the_same_tokens_and_both_ways_alike():
         m = other.config.model
         assert one.config == replace(other.config, model=replace(m, mup_width=0))
         assert m.width_ratio == m.d_model / 64
+
+
+RUNS = {
+    "tiny.py:run": "e7e4736ec79890c4",
+    "pods.py:chinchilla_70b": "aaa373644f5de51d",
+    "pods.py:gpt3_175b": "5b2fe5fbb1c39da1",
+    "pods.py:gpt3_13b": "04f2e76072ed2cbe",
+    "pods.py:llama3_8b": "8f9c9a1152a3825e",
+}
+SWEEPS = {
+    "chinchilla/quick.py:sweep": "c3cbb7a123ad8975",
+    "chinchilla/h200.py:sweep": "4cda2854e4f275c0",
+    "chinchilla/paper.py:sweep": "9252874b3eab0fc9",
+    "mup.py:standard": "cb1ff7ce4364d632",
+    "mup.py:mup": "d9491bdae3a91054",
+}
+
+
+@pytest.mark.parametrize("target", RUNS)
+def test_a_runs_fingerprint_stays(target):
+    """What was trained yesterday is found again today: these move only if an experiment asks something else."""
+    assert fingerprint(load(str(FOLDER.parent / target), RunConfig, "run")) == RUNS[target]
+
+
+@pytest.mark.parametrize("target", SWEEPS)
+def test_a_sweeps_plan_stays(target):
+    """A changed name, fingerprint or cost would make every finished run of the sweep another sweep's."""
+    plan = make_plan(load(str(FOLDER.parent / target), SweepConfig, "sweep"))
+    rows = [[r.name, r.role, r.parent, r.tokens, r.flops, r.seconds, fingerprint(r.config)] for r in plan.runs]
+    assert (
+        hashlib.sha256(json.dumps([rows, [r.reason for r in plan.removed]]).encode()).hexdigest()[:16] == SWEEPS[target]
+    )

@@ -5,7 +5,19 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "gptjax"
 LEVELS = [
-    ["errors", "storage", "files", "hosts", "leases", "question", "params", "sharding", "devices", "allocator"],
+    [
+        "errors",
+        "storage",
+        "files",
+        "hosts",
+        "leases",
+        "question",
+        "fields",
+        "params",
+        "sharding",
+        "devices",
+        "allocator",
+    ],
     ["models", "data"],
     ["train.optim", "train.mup", "train.tune", "train.state", "train.loss", "train.step", "laws.forms", "laws.table"],
     [
@@ -38,6 +50,7 @@ LEVELS = [
     ],
     [
         "sweep.execute",
+        "sweep.follow",
         "sweep.local",
         "sweep.slurm",
         "sweep.ray",

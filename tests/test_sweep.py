@@ -3,12 +3,14 @@
 import csv
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,12 +28,13 @@ from gptjax.models.count import count, flops_per_token
 from gptjax.models.gpt import GPTConfig
 from gptjax.question import fingerprint
 from gptjax.sharding import MeshConfig
-from gptjax.sweep.execute import pending, status
+from gptjax.sweep.execute import pending
+from gptjax.sweep.follow import status
 from gptjax.sweep.ledger import Ledger
 from gptjax.sweep.local import execute
 from gptjax.sweep.loop import read_curve, run_sweep, thin_curve, write_tables
-from gptjax.sweep.plan import Plan, SweepConfig, describe, holdout_run, make_plan
-from gptjax.sweep.rules import always, power
+from gptjax.sweep.plan import Plan, Speed, SweepConfig, describe, holdout_run, make_plan
+from gptjax.sweep.rules import always, of_layers, power, step_law_lr
 from gptjax.train.optim import OptimConfig
 from gptjax.train.pack import Run
 from gptjax.train.result import Result
@@ -146,7 +149,7 @@ def test_cells_removed_at_one_batch_only_are_said(sweep):
     made = make_plan(replace(sweep, sizes=(8,), min_steps=100, batch_factors=(1.0, 8.0)))
     assert {removed.size for removed in made.removed if removed.budget == max(BUDGETS)} == {"d8-b8"}
     for bad in ({"lr_factors": ()}, {"batch_factors": (1.0, 0.0)}):
-        with pytest.raises(BadInput, match="each above 0"):
+        with pytest.raises(BadInput, match="above 0"):
             replace(sweep, **bad)
 
 
@@ -173,6 +176,86 @@ def test_bad_sweeps_are_refused(sweep):
         make_plan(replace(sweep, min_steps=10**9))
     with pytest.raises(BadInput, match="convention 'mine'"):
         make_plan(replace(sweep, convention="mine"))
+
+
+ODD = {
+    "budgets": [math.inf, -1.0, math.nan],
+    "horizons": [math.inf],
+    "seeds": [-1, 2**63, 1.5],
+    "lr_factors": [0.0, math.nan],
+    "batch_factors": [True],
+}
+WRONG = [
+    *(pytest.param({name: (value,)}, name, id=f"{name}={value}") for name, values in ODD.items() for value in values),
+    *(pytest.param({name: value}, name, id=f"{name}={value}")
+      for name in ("lr", "batch_tokens", "b2", "warmup_tokens")
+      for value in (math.nan, math.inf, -1, True, "fast", lambda n, d: None, lambda n, d: math.nan, lambda n: n)),
+    *(pytest.param({"shape": value}, "shape", id=f"shape{i}")
+      for i, value in enumerate((3, lambda size: None, lambda size: size // 0))),
+    *(pytest.param({"sizes": value}, "size", id=f"sizes={value}")
+      for value in ("16,32", 16, ([16],), ("../x",))),
+    pytest.param({"sizes": ("a",)}, "shape('a')", id="sizes=a"),
+    *(pytest.param({name: value}, name, id=f"{name}={value}")
+      for name in ("min_steps", "workers", "pack") for value in (0, 1.5, True)),
+    *(pytest.param({"tokens_per_param": value}, "tokens_per_param", id=f"{value}")
+      for value in ((5,), (9, 5), (1, "2"))),
+    pytest.param({"holdout": math.nan}, "holdout", id="holdout"),
+    pytest.param({"batch_tokens": 0}, "batch_tokens", id="no batch"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("change", "name"), WRONG)
+def test_an_odd_value_of_any_field_is_one_line_that_names_it(sweep, change, name):
+    with pytest.raises(BadInput) as refusal:
+        make_plan(replace(sweep, **({"budgets": ()} if "horizons" in change else {}) | change))
+    assert name in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_a_rule_is_refused_with_its_size_and_its_value(sweep):
+    with pytest.raises(
+        BadInput, match=r"lr gives -0.5 at size d8 \(N = [\d,]+, D = .*must give a finite number above 0"
+    ):
+        make_plan(replace(sweep, lr=lambda n, d: 0.01 if n < 2900 else -0.5))
+    with pytest.raises(BadInput, match=r"lr at size d4.*fails with KeyError: 'd4' \(test_sweep.py:\d+\)"):
+        make_plan(replace(sweep, lr=lambda n, d: {}["d4"]))
+    for bad in ({"flops_per_second": 0.0}, {"flops_per_second": math.inf}, {"seconds_per_run": -1.0}):
+        with pytest.raises(BadInput, match=next(iter(bad))):
+            Speed(**{"flops_per_second": 1e9} | bad)
+
+
+def test_a_rule_is_given_the_n_that_its_paper_counts(sweep):
+    seen = []
+
+    @of_layers
+    def rule(n, d):
+        seen.append(n)
+        return 1e-3
+
+    cell = make_plan(replace(sweep, sizes=(8,), lr=rule, b2=lambda n, d: seen.append(n) or 0.9)).runs[-1]
+    counted = count(cell.config.model)
+    assert set(seen) == {counted.non_embedding, counted.total} and counted.non_embedding < counted.total
+    with_step_law = make_plan(replace(sweep, sizes=(8,), budgets=BUDGETS[:1], lr=step_law_lr)).runs[-1]
+    tokens = BUDGETS[0] / 6 / counted.total
+    assert with_step_law.config.optim.lr == pytest.approx(step_law_lr(counted.non_embedding, tokens))
+
+
+def test_a_plans_cost_grows_with_its_cells_alone(sweep):
+    """Each size is asked of `shape` once, and each cell of a rule a fixed number of times."""
+    asked = Counter()
+
+    def counting(name, function):
+        return lambda *args: (asked.update([name]), function(*args))[1]
+
+    def asked_for(n):
+        asked.clear()
+        budgets = tuple(np.geomspace(2e8, 8e8, n))
+        cells = len(
+            make_plan(replace(sweep, budgets=budgets, shape=counting("shape", shape), lr=counting("lr", sweep.lr))).runs
+        )
+        return asked["shape"], asked["lr"] / cells
+
+    (shapes, one), (more_shapes, other) = asked_for(10), asked_for(40)
+    assert shapes == more_shapes == len(sweep.sizes) and other <= 1.2 * one
 
 
 def test_the_held_out_run_takes_the_nearest_size(sweep):

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptjax.commands.given import Verb, directory, existing, in_job, load, use_compilation_cache, with_file, with_job
+from gptjax.commands.given import Verb, directory, in_job, load, use_compilation_cache, with_file, with_job
 from gptjax.commands.hardware import dry_topology, print_on_hardware
 from gptjax.errors import BadInput
 
@@ -40,7 +40,7 @@ def add(verb: Verb) -> None:
     resource = "what each run asks slurm or ray for, as minutes=120"
     sweep.add_argument("--resource", action="append", default=[], metavar="KEY=VALUE", help=resource)
 
-    verb("status", run_status, "say what of a sweep is done").add_argument("dir", type=directory)
+    verb("status", run_status, "say how far a sweep or a run is").add_argument("dir", type=directory)
 
     coord = verb("coord-check", run_coord_check, "show that activations keep their size as width grows")
     with_file(coord, "RunConfig")
@@ -74,6 +74,8 @@ def run_train(args: argparse.Namespace) -> None:
     with in_job(args):
         config = override(load(args.file, RunConfig, "run"), args.set)
         result = train(config, args.dir, profile=args.profile)
+        if result.epochs > 1 and is_first():
+            print(f"gptjax: {result.steps} steps read the data {result.epochs:.1f} times over", file=sys.stderr)
         if result.status == "done" and is_first():
             loss = f"loss {result.loss:.4f} ± {result.loss_se:.4f} nats a token"
             print(f"{loss}, {result.bits_per_byte:.4f} bits a byte: {args.dir}")
@@ -132,9 +134,9 @@ def executor(args: argparse.Namespace, workers: int, pack: int) -> "Executor":
 
 
 def run_status(args: argparse.Namespace) -> None:
-    from gptjax.sweep.execute import status
+    from gptjax.sweep.follow import status
 
-    print(status(existing(args.dir, "plan.json")))
+    print(status(args.dir))
 
 
 def run_coord_check(args: argparse.Namespace) -> None:

@@ -1,29 +1,35 @@
-"""What all executors share: what is pending, how far it is, and `work`, which takes the runs, each once.
+"""What all executors share: what is pending, and `work`, which takes the runs, each once.
 
 An executor is a function of a plan and a directory that returns when every run of the plan is done or failed: of
 local.py processes of this machine, of slurm.py jobs, of ray.py tasks.
 """
 
+import itertools
+import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Collection, Hashable
+from bisect import bisect_left, insort
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from gptjax import storage
 from gptjax.config import RunConfig
 from gptjax.data.loader import open_stores
 from gptjax.errors import BadInput
-from gptjax.hosts import agree, is_first, preempted
+from gptjax.hosts import agree, is_first, preempted, several
 from gptjax.leases import Lease, Lost, confirm
 from gptjax.question import fingerprint
 from gptjax.sweep.ledger import Ledger, Row
 from gptjax.sweep.plan import Plan, PlannedRun
 from gptjax.train.checkpoint import damage
 from gptjax.train.loop import PREEMPTED, Preempted, catch_sigterm, compile_ahead, training
-from gptjax.train.metrics import read_metrics
 from gptjax.train.optim import without_schedule
 from gptjax.train.pack import Run, advance
 
@@ -58,28 +64,112 @@ def pending(plan: Plan, ledger: Ledger) -> list[PlannedRun]:
     return [run for run in missing if run.role != "trunk" or run.name in needed]
 
 
-def status(directory: Path) -> str:
-    """Say of each run whether it is done, failed, running or pending, with its loss or how far it is."""
-    plan, ledger = Plan.load(directory / "plan.json"), Ledger(directory)
-    rows = ledger.rows()
-    lines, counts = [], dict.fromkeys(("done", "failed", "running", "pending"), 0)
-    for run in plan.runs:
-        row = rows.get(run.name)
-        state = row["status"] if row else "running" if ledger.is_locked(run.name) else "pending"
-        metrics = [] if row else read_metrics(directory / "runs" / run.name / "metrics.jsonl")
-        text = f"step {metrics[-1]['step']} of {run.config.steps}" if metrics else ""
-        if row:
-            text = f"loss {row['loss']:.4f} in {row['seconds']:.0f} s" if state == "done" else row["reason"]
-        counts[state] += 1
-        lines.append(f"{run.name:<24}{state:<9}{text}")
-    return "\n".join([*lines, ", ".join(f"{n} {state}" for state, n in counts.items())])
+class Queue:
+    """The runs that are left to a process, in the order in which it takes them.
+
+    Branches of trunks that it trained itself come first, then the costliest. The ledger is listed once; from then on a
+    run is looked up when its turn comes, so that all turns of n runs take some n looks. A branch is ready when its
+    trunk has a row, and a trunk is left out once nothing needs it. With `only`, runs of other names are not taken.
+    """
+
+    def __init__(self, plan: Plan, ledger: Ledger, only: Collection[str] | None) -> None:
+        self.ledger, rows = ledger, ledger.rows()
+        self.runs = {run.name: run for run in plan.runs}
+        self.mine: set[str] = set()  # trained here
+        self.chosen = set(self.runs if only is None else only)
+        self.branches: dict[str, list[str]] = defaultdict(list)  # those without a row, by their trunk
+        cost: dict[str, float] = defaultdict(float)
+        for run in plan.runs:
+            for name in {run.name, run.parent or run.name}:
+                cost[name] += run.seconds
+            if run.parent and run.name not in rows:
+                self.branches[run.parent].append(run.name)
+        self.rank = {name: i for i, name in enumerate(sorted(self.runs, key=lambda name: -cost[name]))}
+        left = [run for run in plan.runs if run.name in self.chosen and run.name not in rows]
+        kinds: dict[Hashable, int] = {}
+        self.kind = {run.name: kinds.setdefault(shape(run.config), len(kinds)) for run in plan.runs}
+        self.turns: dict[str, Turn] = {}  # of the runs that are ready
+        self.ready: list[Turn] = []  # the same, in order
+        self.alike: dict[int, list[Turn]] = defaultdict(list)  # the same, by the shape of their runs
+        self.waiting: dict[str, list[str]] = defaultdict(list)  # branches, by the trunk that has no row yet
+        for run in left:
+            self._add(run, run.parent is None or run.parent in rows)
+
+    def take(self, lock: Callable[[str], bool], most: Callable[[PlannedRun], int]) -> list[PlannedRun]:
+        """Lock the first run that can be had, and of its shape as many more as `most` allows."""
+        first = next(self._had(self.ready, lock, set()), None)
+        if first is None:
+            return []
+        more = self._had(self.alike[self.kind[first.name]], lock, {first.name})
+        return [first, *itertools.islice(more, max(1, most(first)) - 1)]
+
+    def ended(self, names: Collection[str]) -> None:
+        """Take note of runs that this process has trained: what waited for them is ready."""
+        self.mine.update(names)
+        for turn in [self.turns[name] for name in names if name in self.turns]:
+            self._is_ready(turn)
+
+    def next_besides(self, names: Collection[str]) -> PlannedRun | None:
+        """Return the first run of another shape than these."""
+        now = {self.kind[name] for name in names}
+        return next((self.runs[turn.name] for turn in self.ready if self.kind[turn.name] not in now), None)
+
+    def _had(self, turns: "list[Turn]", lock: Callable[[str], bool], tried: set[str]) -> Iterator[PlannedRun]:
+        """Yield in order the runs that are ready and could be locked; what becomes ready meanwhile is among them."""
+        while turn := next((turn for turn in turns if turn.name not in tried), None):
+            tried.add(turn.name)
+            if self._is_ready(turn) and lock(turn.name):
+                yield self.runs[turn.name]
+
+    def _is_ready(self, turn: "Turn") -> bool:
+        """Look a run up; one that has a row, or a trunk that nothing needs, is left out, and its branches are ready."""
+        run = self.runs[turn.name]
+        if self.ledger.has(run.name) or (run.role == "trunk" and not self._is_needed(run.name)):
+            self._leave_out(turn)
+            for branch in self.waiting.pop(run.name, []):
+                self._add(self.runs[branch], True)
+            return False
+        if run.parent is None or self.ledger.has(run.parent):
+            return True
+        if run.parent in self.chosen:  # its trunk was found damaged, and must be trained anew
+            self._leave_out(turn)
+            self._add(run, False)
+            if run.parent not in self.turns:
+                self._add(self.runs[run.parent], True)
+        return False
+
+    def _is_needed(self, trunk: str) -> bool:
+        left = self.branches[trunk]
+        while left and self.ledger.has(left[-1]):
+            left.pop()
+        return bool(left)
+
+    def _add(self, run: PlannedRun, ready: bool) -> None:
+        if run.parent in self.chosen and not ready:
+            self.waiting[run.parent].append(run.name)
+            return
+        turn = self.turns[run.name] = Turn(run.parent not in self.mine, self.rank[run.name], run.name)
+        for turns in (self.ready, self.alike[self.kind[run.name]]):
+            insort(turns, turn)
+
+    def _leave_out(self, turn: "Turn") -> None:
+        del self.turns[turn.name]
+        for turns in (self.ready, self.alike[self.kind[turn.name]]):
+            del turns[bisect_left(turns, turn)]
+
+
+class Turn(NamedTuple):
+    """When a run's turn comes, among others."""
+
+    strange: bool  # its trunk was not trained here
+    rank: int  # by cost
+    name: str
 
 
 def work(
     plan: Plan,
     directory: Path,
     only: Collection[str] | None = None,
-    position: int = 0,
     pack: int = 1,
     ahead: bool = False,
 ) -> None:
@@ -92,37 +182,24 @@ def work(
     """
     ledger = Ledger(directory)
     runs = {run.name: run for run in plan.runs}
-    mine: set[str] = set()
+    queue = Queue(plan, ledger, only)
     leases: dict[str, Lease | None] = {}
-    costs = {run.name: sum(r.seconds for r in plan.runs if run.name in (r.name, r.parent)) for run in plan.runs}
-
-    def todo() -> list[PlannedRun]:
-        """Return the pending runs in the order in which to take them."""
-        left = [run for run in pending(plan, ledger) if only is None or run.name in only]
-        return sorted(left, key=lambda run: (run.parent not in mine, -costs[run.name]))
 
     def take(held: ExitStack) -> list[str] | None:
         """Lock runs that are ready and return their names, [] if others hold them all, None if nothing is left."""
-        left, rows = todo(), ledger.rows()
-        taken: list[PlannedRun] = []
-        for run in (run for run in left if run.parent is None or run.parent in rows):
-            if taken and shape(run.config) != shape(taken[0].config):
-                continue
-            with ExitStack() as attempt:
-                leases[run.name] = attempt.enter_context(ledger.try_lock(run.name))
-                if leases[run.name] and run.name not in ledger.rows():
-                    taken.append(run)
-                    held.push(attempt.pop_all())
-            if taken and len(taken) >= min(pack, PACKED_BYTES // (STATE_BYTES * taken[0].params)):
-                break
-        if left and not taken:
-            time.sleep(POLL_SECONDS)
-        return [run.name for run in taken] if left else None
 
-    def compile_next(names: list[str]) -> None:
-        now = {shape(runs[name].config) for name in names}
-        for run in [run for run in todo() if shape(run.config) not in now][:1]:
-            compiler.submit(compile_ahead, run.config)
+        def lock(name: str) -> bool:
+            with ExitStack() as attempt:
+                leases[name] = attempt.enter_context(ledger.try_lock(name))
+                if leases[name] and not ledger.has(name):
+                    held.push(attempt.pop_all())
+                    return True
+            return False
+
+        taken = queue.take(lock, lambda run: min(pack, PACKED_BYTES // (STATE_BYTES * run.params)))
+        if queue.ready and not taken:
+            time.sleep(POLL_SECONDS)
+        return [run.name for run in taken] if queue.ready else None
 
     with catch_sigterm() as terminated, ThreadPoolExecutor(1) as compiler:
         while True:
@@ -130,17 +207,42 @@ def work(
                 names = agree(partial(take, held))
                 if names is None:
                     return
-                if ahead and names:
-                    compile_next(names)
-                advance(
-                    [
-                        finish(runs[name], ledger, directory, terminated, position + i, leases.get(name))
-                        for i, name in enumerate(names)
-                    ]
-                )
-                mine.update(names)
+                if ahead and names and (coming := queue.next_besides(names)):
+                    compiler.submit(compile_ahead, coming.config)
+                advance([finish(runs[name], ledger, directory, terminated, leases.get(name)) for name in names])
+                queue.ended(names)
             if preempted(terminated):
                 raise Preempted(PREEMPTED)
+
+
+@contextmanager
+def interrupted_gently() -> Iterator[None]:
+    """Take a first Ctrl-C as SIGTERM, on which runs in progress are saved, and raise KeyboardInterrupt after that.
+
+    A second Ctrl-C raises it at once. Where several processes are one job, jax's own handlers stay.
+    """
+    if several() or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        pressed.append(number)
+        if len(pressed) > 1 or not callable(signal.getsignal(signal.SIGTERM)):  # nobody would save anything
+            raise KeyboardInterrupt
+        os.write(2, b"\ngptjax: stopping once the runs in progress are saved; Ctrl-C again stops at once\n")
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except SystemExit:
+        if not pressed:
+            raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def shape(config: RunConfig) -> Hashable:
@@ -149,9 +251,7 @@ def shape(config: RunConfig) -> Hashable:
     return config.model, config.tune, without_schedule(config.optim), config.z_loss, config.batch, config.data, *ways
 
 
-def finish(
-    run: PlannedRun, ledger: Ledger, directory: Path, terminated: list[int], position: int, lease: Lease | None
-) -> Run[None]:
+def finish(run: PlannedRun, ledger: Ledger, directory: Path, terminated: list[int], lease: Lease | None) -> Run[None]:
     """Train a run and write its row; the first process of the job holds its lease."""
     c = run.config
     facts = {"run": run.name, "role": run.role, "size": run.size, "budget": run.budget, "fingerprint": fingerprint(c)}
@@ -160,7 +260,7 @@ def finish(
         agree(partial(give_up, branch.run, facts, ledger))
         return
     with suppress(Lost):
-        result = yield from training(c, directory / "runs" / run.name, terminated, position=position, lease=lease)
+        result = yield from training(c, directory / "runs" / run.name, terminated, bar=False, lease=lease)
         confirm(lease, directory / "runs" / run.name)
         if is_first():
             ledger.append({**facts, "batch": c.batch, "lr": c.optim.lr, "b2": c.optim.b2, **asdict(result)})

@@ -40,6 +40,10 @@ class Ledger:
         self.known = found
         return {row["run"]: row for row in found.values()}
 
+    def has(self, run: str) -> bool:
+        """Say whether a run has a row: one look, however many rows there are."""
+        return (self.folder / f"{run}.json").is_file()
+
     def forget(self, run: str) -> None:
         """Make a run pending again."""
         storage.remove(self.folder / f"{run}.json")

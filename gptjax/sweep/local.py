@@ -3,17 +3,19 @@
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
 
 import jax
-from tqdm import tqdm
 
 from gptjax.errors import BadInput
 from gptjax.hosts import PREEMPTED, agree, several
 from gptjax.sharding import Layout, make_mesh
-from gptjax.sweep.execute import POLL_SECONDS, begin, pending, work
+from gptjax.sweep.execute import POLL_SECONDS, begin, interrupted_gently, pending, work
+from gptjax.sweep.follow import followed
+from gptjax.sweep.ledger import Ledger
 from gptjax.sweep.plan import Plan
 from gptjax.train.checks import check_shapes
 from gptjax.train.loop import catch_sigterm
@@ -34,32 +36,43 @@ def execute(plan: Plan, directory: Path, workers: int = 1, pack: int = 1) -> Non
     if not left:
         return
     workers = min(workers, left)  # a single run, as the held-out one, gets all cores
-    if workers == 1 or several() or jax.default_backend() != "cpu":
-        alone, accelerator = (
-            not several(),
-            jax.default_backend() != "cpu",
-        )  # on a CPU, compiling takes cores from training
-        return work(plan, directory, pack=pack if alone else 1, ahead=alone and accelerator)
+    with followed(plan, ledger, directory), interrupted_gently():
+        if workers > 1 and not several() and jax.default_backend() == "cpu":
+            _share(plan, directory, workers)
+        else:
+            alone = not several()
+            ahead = alone and jax.default_backend() != "cpu"  # on a CPU, compiling takes cores from training
+            work(plan, directory, pack=pack if alone else 1, ahead=ahead)
+
+
+def _share(plan: Plan, directory: Path, workers: int) -> None:
+    """Have several processes do the work; exits as they do if any of it is left."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=_worker, args=(plan, directory, i, cores[i::workers])) for i in range(workers)]
-    with catch_sigterm() as terminated, tqdm(total=len(plan.runs), unit="run", disable=None, position=workers) as bar:
-        for process in processes:
-            process.start()
-        while any(process.is_alive() for process in processes):
-            multiprocessing.connection.wait([p.sentinel for p in processes if p.is_alive()], POLL_SECONDS)
-            bar.update(len(plan.runs) - len(pending(plan, ledger)) - bar.n)
-            if terminated:
-                for process in processes:
+    processes = [spawn.Process(target=_worker, args=(plan, directory, cores[i::workers])) for i in range(workers)]
+    with catch_sigterm() as terminated:
+        on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: a terminal's Ctrl-C is for the parent
+        try:
+            for process in processes:
+                process.start()
+        finally:
+            signal.signal(signal.SIGINT, on_interrupt)
+        try:
+            while alive := [process for process in processes if process.is_alive()]:
+                multiprocessing.connection.wait([process.sentinel for process in alive], POLL_SECONDS)
+                for process in alive if terminated else ():
                     process.terminate()
+        finally:
+            for process in processes:
+                process.kill()
     if terminated:
         sys.exit(PREEMPTED)
-    if pending(plan, ledger):
+    if pending(plan, Ledger(directory)):
         codes = {process.exitcode for process in processes}
-        sys.exit(next((code for code in (2, 130, PREEMPTED) if code in codes), 1))
+        sys.exit(next((code for code in (2, PREEMPTED) if code in codes), 1))
 
 
-def _worker(plan: Plan, directory: Path, position: int, cores: list[int]) -> None:
+def _worker(plan: Plan, directory: Path, cores: list[int]) -> None:
     """Be one process of several: on its own cores, and gone when its parent is."""
     if cores:
         os.sched_setaffinity(0, cores)
@@ -72,9 +85,7 @@ def _worker(plan: Plan, directory: Path, position: int, cores: list[int]) -> Non
 
     threading.Thread(target=follow, daemon=True).start()
     try:
-        work(plan, directory, position=position)
+        work(plan, directory)
     except BadInput as error:
         print(f"gptjax: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -8,7 +8,8 @@ import csv
 import io
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from gptjax import storage
 from gptjax.data.loader import open_stores
 from gptjax.errors import BadInput
 from gptjax.files import read_json, write_file, write_json
-from gptjax.hosts import agree
+from gptjax.hosts import agree, is_first
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.predict import NoForecast, forecaster, predict, register, score
 from gptjax.laws.report import SWEEPS, write_report
@@ -46,16 +47,30 @@ def run_sweep(sweep: SweepConfig, directory: Path, execute: Executor) -> Path:
     began = time.perf_counter()
     sweep = replace(sweep, base=identified(sweep.base, directory / "runs" / "RUN"))
     plan = make_plan(sweep)
-    execute(plan, directory)
-    agree(partial(write_tables, plan, directory))
-    if sweep.holdout and (params := agree(partial(foresee, sweep, directory))):
-        run = holdout_run(sweep, params)
-        plan = replace(plan, runs=(*plan.runs, run))
+    with told_if_interrupted(plan, directory):
         execute(plan, directory)
-        agree(partial(judge, run, directory))
         agree(partial(write_tables, plan, directory))
-    agree(partial(publish, sweep, plan, directory, began))
+        if sweep.holdout and (params := agree(partial(foresee, sweep, directory))):
+            run = holdout_run(sweep, params)
+            plan = replace(plan, runs=(*plan.runs, run))
+            execute(plan, directory)
+            agree(partial(judge, run, directory))
+            agree(partial(write_tables, plan, directory))
+        agree(partial(publish, sweep, plan, directory, began))
     return directory / "report.html"
+
+
+@contextmanager
+def told_if_interrupted(plan: Plan, directory: Path) -> Iterator[None]:
+    """Say on Ctrl-C what is kept and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_first():
+            kept = f"{len(Ledger(directory).rows())} of {len(plan.runs) + (plan.holdout_seconds > 0)} runs are finished"
+            more = "runs in progress go on from their last checkpoint; run the same command again to go on"
+            print(f"gptjax: interrupted: {kept} and kept in {directory}; {more}", file=sys.stderr)
+        raise
 
 
 def foresee(sweep: SweepConfig, directory: Path) -> float | None:
@@ -83,6 +98,13 @@ def judge(run: PlannedRun, directory: Path) -> None:
 
 def publish(sweep: SweepConfig, plan: Plan, directory: Path, began: float) -> None:
     """Write the facts and the report."""
+    repeated = [row for row in Ledger(directory).rows().values() if row.get("epochs", 0) > 1]
+    if repeated:
+        most = max(repeated, key=lambda row: row["epochs"])
+        times = (
+            f"{len(repeated)} of {len(plan.runs)} runs read the data more than once, {most['run']} {most['epochs']:.1f}"
+        )
+        print(f"gptjax: {times} times over; a law of fresh data needs more of it", file=sys.stderr)
     manifests = [store.manifest for store in open_stores(sweep.base.data)]
     write_facts(sweep, plan, directory, manifests, time.perf_counter() - began)
     with tqdm(total=SWEEPS, desc="coverage", unit="sweep", disable=None, leave=False) as bar:

@@ -2,31 +2,84 @@
 
 import itertools
 import math
+import numbers
+import re
+import traceback
 import zlib
+from collections import Counter
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from gptjax.config import InitFrom, RunConfig, from_json, to_json
 from gptjax.errors import BadInput
+from gptjax.fields import fits, hints, in_words
 from gptjax.files import read_json, write_json
-from gptjax.models.count import count, flops_per_token
+from gptjax.models.count import ParamCount, count, flops_per_token
 from gptjax.models.gpt import GPTConfig
 from gptjax.question import fingerprint
-from gptjax.sweep.rules import Rule, always, warmup_of_params
+from gptjax.sweep.rules import Rule, always, params_of, warmup_of_params
 from gptjax.train.optim import cooldown_start
 
 ROUNDING = 0.05  # a cell whose whole steps miss its budget by more than this share is removed
+MOST = 1e300  # numbers from here on overflow once they are multiplied
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers that a field may hold or a rule may give, and that in words."""
+
+    words: str
+    low: float
+    high: float = MOST  # not allowed itself
+    open: bool = False  # low is not allowed either
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value < self.high and not (self.open and value == self.low)
+
+
+ABOVE_0 = Range("a finite number above 0", 0, open=True)
+AT_LEAST_0 = Range("a finite number, 0 or more", 0)
+AT_LEAST_1 = Range("at least 1", 1)
+RULES = {
+    "lr": ABOVE_0,
+    "batch_tokens": ABOVE_0,
+    "b2": Range("a number in [0, 1)", 0, 1),
+    "warmup_tokens": AT_LEAST_0,
+}
+RANGES = {
+    **dict.fromkeys(("budgets", "horizons", "lr_factors", "batch_factors"), ABOVE_0),
+    "seeds": Range("a whole number from 0 to 2^63 - 1", 0, 2**63),
+    "holdout": AT_LEAST_0,
+    **dict.fromkeys(("min_steps", "workers", "pack"), AT_LEAST_1),
+    "flops_per_second": ABOVE_0,
+    **dict.fromkeys(("seconds_per_step", "seconds_per_run"), AT_LEAST_0),
+}
+
+
+def check_fields(config: Any, path: str = "") -> None:
+    """Refuse a value that is not of its field's type, or outside its field's range."""
+    for f in fields(config):
+        kind, value = hints(type(config))[f.name], getattr(config, f.name)
+        if not fits(value, kind):
+            raise BadInput(f"{path}{f.name} = {value!r} must be {in_words(kind)}; gptjax config names all fields")
+        allowed = RANGES.get(f.name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if allowed and one not in allowed:
+                raise BadInput(f"{path}{f.name} = {value!r} must be {allowed.words}; gptjax config names all fields")
 
 
 @dataclass(frozen=True)
 class Speed:
     """A machine's speed, for predicted seconds: arithmetic, and what each step and each run cost besides."""
 
-    flops_per_second: float
-    seconds_per_step: float = 0.0
-    seconds_per_run: float = 0.0
+    flops_per_second: float  # FLOPs a second, while a step computes
+    seconds_per_step: float = 0.0  # seconds that each step takes besides
+    seconds_per_run: float = 0.0  # seconds that each run takes besides, as to compile and to evaluate
+
+    def __post_init__(self) -> None:
+        check_fields(self, "speed.")
 
     def seconds(self, flops: float, steps: int) -> float:
         return flops / self.flops_per_second + steps * self.seconds_per_step + self.seconds_per_run
@@ -42,47 +95,47 @@ class SweepConfig:
     rules' rate and every factor of their batch, a trunk likewise; the held-out run is trained at the rules' own.
     """
 
-    base: RunConfig
-    sizes: tuple[Hashable, ...]
-    shape: Callable[[Any], GPTConfig]
-    lr: Rule
-    batch_tokens: Rule
-    budgets: tuple[float, ...] = ()  # training FLOPs under `convention`
-    horizons: tuple[float, ...] = ()  # or tokens: the same for every size
-    b2: Rule = always(0.95)
-    warmup_tokens: Rule = warmup_of_params  # a tenth of the shortest run of a size at most
-    lr_factors: tuple[float, ...] = (1.0,)
-    batch_factors: tuple[float, ...] = (1.0,)
-    seeds: tuple[int, ...] = (0,)
-    convention: str = "6n_total"  # of FLOPs; see models/count.py
-    tokens_per_param: tuple[float, float] = (1.0, 1000.0)  # cells outside are removed
-    min_steps: int = 50
-    holdout: float = 0.0  # FLOPs of one run predicted before it is trained; 0: none
-    holdout_sizes: tuple[Hashable, ...] = ()  # candidates: the nearest to the predicted optimum is trained
-    speed: Speed = Speed(2e10)
+    base: (
+        RunConfig  # what all runs share; the sweep sets model, optim.lr, optim.b2, optim.warmup, batch, steps and seed
+    )
+    sizes: tuple[Hashable, ...]  # each a name or a number that `shape` turns into a model, as a width
+    shape: Callable[[Any], GPTConfig]  # a function from a size to its model
+    lr: Rule  # peak learning rate: a number, or a function of N (parameters) and D (tokens)
+    batch_tokens: Rule  # tokens a step: a number, or a function of N and D
+    budgets: tuple[float, ...] = ()  # training FLOPs of the cells, counted by `convention`
+    horizons: tuple[float, ...] = ()  # instead of budgets: training tokens, the same for every size
+    b2: Rule = always(0.95)  # Adam's second moment decay: a number, or a function of N and D
+    warmup_tokens: Rule = warmup_of_params  # tokens of warmup, at most a tenth of the shortest run of a size
+    lr_factors: tuple[float, ...] = (1.0,)  # train each cell at the rule's learning rate times each of these
+    batch_factors: tuple[float, ...] = (1.0,)  # and at the rule's batch times each of these
+    seeds: tuple[int, ...] = (0,)  # train each cell once for each seed
+    convention: str = "6n_total"  # how FLOPs are counted; gptjax/models/count.py lists the conventions
+    tokens_per_param: tuple[float, float] = (1.0, 1000.0)  # least and most D/N of a cell; others are removed
+    min_steps: int = 50  # fewest steps of a cell; others are removed
+    holdout: float = 0.0  # FLOPs of one larger run, predicted before it is trained; 0: there is none
+    holdout_sizes: tuple[Hashable, ...] = ()  # sizes it may have: the nearest to the predicted optimum is trained
+    speed: Speed = Speed(2e10)  # of the machine, for the predicted seconds
     workers: int = 1  # processes on this machine, each on its share of the cores
-    pack: int = 8  # runs of one shape that a process alone on its devices may train together; 1: none
+    pack: int = 8  # most runs of one shape that a process alone on its devices trains together; 1: each by itself
 
     def __post_init__(self) -> None:
-        for name in ("lr", "batch_tokens", "b2", "warmup_tokens"):
+        for name in RULES:
             rule = getattr(self, name)
-            if isinstance(rule, int | float):
-                object.__setattr__(self, name, always(rule))
+            if isinstance(rule, numbers.Real):
+                object.__setattr__(self, name, always(rule))  # type: ignore[arg-type]  # asked, it is checked
             elif not callable(rule):
                 raise BadInput(f"{name} = {rule!r} is neither a number nor a rule(N, D); give one of the two")
+        check_fields(self)
+        low, high = self.tokens_per_param
+        if not 0 <= low < high:
+            raise BadInput(
+                f"tokens_per_param = {self.tokens_per_param} must be the least and the most; give two, as [1, 1000]"
+            )
         if bool(self.budgets) == bool(self.horizons) or not self.sizes or not self.seeds:
             raise BadInput("a sweep needs budgets or horizons, not both, and at least one size and one seed")
         for name in ("lr_factors", "batch_factors"):
-            if not getattr(self, name) or any(not factor > 0 for factor in getattr(self, name)):
-                raise BadInput(
-                    f"{name} {getattr(self, name)} must be one number or more, each above 0; 1 is the rule's own"
-                )
-        if any(not x > 0 for x in (*self.budgets, *self.horizons, *([self.holdout] if self.holdout else []))):
-            given = f"budgets {self.budgets}, horizons {self.horizons} and holdout {self.holdout}"
-            raise BadInput(f"{given} are FLOPs, tokens and FLOPs, and must be above 0")
-        for name in ("workers", "pack"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"{name} = {getattr(self, name)} must be at least 1")
+            if not getattr(self, name):
+                raise BadInput(f"{name} = () must be one number or more, each above 0; 1 is the rule's own")
         if self.holdout and not self.holdout_sizes:
             raise BadInput("holdout needs holdout_sizes to choose its model from; give at least one size")
 
@@ -134,6 +187,7 @@ class Plan:
     convention: str
     runs: tuple[PlannedRun, ...]
     removed: tuple[Removed, ...]
+    holdout_seconds: float = 0.0  # predicted, of a held-out run that joins `runs` once the law is known; 0: none will
 
     def save(self, path: Path) -> None:
         write_json(path, to_json(self))
@@ -147,38 +201,42 @@ def make_plan(sweep: SweepConfig) -> Plan:
     """Lay out every budget x size x batch x rate x seed as runs."""
     runs: list[PlannedRun] = []
     removed: list[Removed] = []
-    for size, batch in itertools.product(sweep.sizes, sweep.batch_factors):
-        steps = {}
-        for budget in _budgets(sweep, size):
-            steps[budget], reason = _steps(sweep, size, budget, _horizon(sweep, size, budget), batch)
-            if reason:
-                removed.append(Removed(label(size) + Factors(batch=batch).suffix, budget, reason))
-                del steps[budget]
-        for lr, seed in itertools.product(sweep.lr_factors, sweep.seeds):
-            runs += _runs_of_size(sweep, size, seed, steps, Factors(lr, batch)) if steps else []
+    for size in sweep.sizes:
+        sized = Sized.of(sweep, size)
+        for batch in sweep.batch_factors:
+            steps = {}
+            for budget in sized.budgets:
+                steps[budget], reason = _steps(sweep, sized, budget, batch)
+                if reason:
+                    removed.append(Removed(label(size) + Factors(batch=batch).suffix, budget, reason))
+                    del steps[budget]
+            for lr, seed in itertools.product(sweep.lr_factors, sweep.seeds):
+                runs += _runs_of_size(sweep, sized, seed, steps, Factors(lr, batch)) if steps else []
     if not runs:
         raise BadInput(f"no cell is left: {removed[0].size} at {removed[0].budget:.3g} {removed[0].reason}")
-    names = [run.name for run in runs]
-    if twice := next((name for name in names if names.count(name) > 1), None):
+    if twice := next((name for name, n in Counter(run.name for run in runs).items() if n > 1), None):
         raise BadInput(
             f"two cells are called {twice}; give budgets that differ in three digits, and each size and factor once"
         )
-    if sweep.holdout:
-        holdout_run(sweep, _params(sweep, sweep.holdout_sizes[0]))
-    return Plan(sweep.convention, tuple(runs), tuple(removed))
+    plan = Plan(sweep.convention, tuple(runs), tuple(removed))
+    if not sweep.holdout:
+        return plan
+    first = Sized.of(sweep, sweep.holdout_sizes[0])
+    return replace(plan, holdout_seconds=holdout_run(sweep, first.params).seconds)
 
 
 def holdout_run(sweep: SweepConfig, target_params: float) -> PlannedRun:
     """Plan the held-out run: of the candidates that its budget allows, the nearest in size to the predicted optimum."""
-    found = {size: _steps(sweep, size, sweep.holdout, sweep.holdout) for size in sweep.holdout_sizes}
-    allowed = {size: steps for size, (steps, reason) in found.items() if not reason}
+    sizes = [replace(Sized.of(sweep, size), horizon=sweep.holdout) for size in sweep.holdout_sizes]
+    found = [(sized, *_steps(sweep, sized, sweep.holdout)) for sized in sizes]
+    allowed = [(sized, steps) for sized, steps, reason in found if not reason]
     if not allowed:
-        size, (_, reason) = next(iter(found.items()))
-        raise BadInput(f"no held-out run fits {short(sweep.holdout)} FLOPs: {label(size)} {reason}")
-    size = min(allowed, key=lambda s: abs(math.log(_params(sweep, s) / target_params)))
-    config = _config(sweep, size, sweep.seeds[0], allowed[size], sweep.holdout)
-    name = f"{label(size)}-holdout-{short(sweep.holdout)}"
-    return _planned(sweep, name, "holdout", size, sweep.holdout, config)
+        sized, _, reason = found[0]
+        raise BadInput(f"no held-out run fits {short(sweep.holdout)} FLOPs: {label(sized.size)} {reason}")
+    sized, steps = min(allowed, key=lambda one: abs(math.log(one[0].params / target_params)))
+    config = _config(sweep, sized, sweep.seeds[0], steps, steps, sweep.holdout, Factors())
+    name = f"{label(sized.size)}-holdout-{short(sweep.holdout)}"
+    return _planned(sweep, name, "holdout", sized, sweep.holdout, config)
 
 
 def label(size: Hashable) -> str:
@@ -190,39 +248,73 @@ def short(flops: float) -> str:
     return f"{flops:.3g}".replace("e+", "e")
 
 
-def _params(sweep: SweepConfig, size: Any) -> int:
-    return count(sweep.shape(size)).total
+@dataclass(frozen=True)
+class Sized:
+    """A size of a sweep as a model, with what follows from it: worked out once, however many its cells."""
+
+    size: Hashable
+    model: GPTConfig
+    count: ParamCount
+    flops_per_token: float  # under the sweep's convention
+    budgets: tuple[float, ...]  # in order: the sweep's, or what its horizons cost
+    horizon: float | None  # the budget whose D the rules see: the trunk's largest; None: each cell's own
+
+    @staticmethod
+    def of(sweep: SweepConfig, size: Any) -> "Sized":
+        """Ask `shape` for a size; BadInput names the size if it gives no model, or one that cannot be."""
+        if not re.fullmatch(r"[^/.\x00-\x1f][^/\x00-\x1f]*", label(size)):
+            raise BadInput(f"size {size!r} names files: it may not begin with a dot or hold / or line ends; rename it")
+        model = _called(f"shape({size!r})", sweep.shape, size)
+        if not isinstance(model, GPTConfig):
+            raise BadInput(f"shape({size!r}) gives {model!r}; it must give a GPTConfig")
+        counted = count(model)
+        if not counted.total < MOST:
+            raise BadInput(f"shape({size!r}) gives a model with more than {MOST:g} parameters; give a smaller size")
+        conventions = flops_per_token(model, model.context)
+        if sweep.convention not in conventions:
+            raise BadInput(f"convention {sweep.convention!r} is not one of {', '.join(conventions)}")
+        per_token = conventions[sweep.convention]
+        budgets = tuple(sorted(sweep.budgets or (tokens * per_token for tokens in sweep.horizons)))
+        sized = Sized(size, model, counted, per_token, budgets, None)
+        if sweep.base.optim.schedule != "wsd":
+            return sized
+        low, high = sweep.tokens_per_param
+        return replace(sized, horizon=max((b for b in budgets if low <= sized.ratio(b) <= high), default=None))
+
+    @property
+    def params(self) -> int:
+        return self.count.total
+
+    def ratio(self, budget: float) -> float:
+        """Return the tokens per parameter that a budget buys."""
+        return budget / self.flops_per_token / self.params
+
+    def ask(self, sweep: SweepConfig, name: str, budget: float) -> float:
+        """Ask a rule of the sweep for this size; BadInput says which rule gave what where if it is no such number."""
+        rule: Rule = getattr(sweep, name)
+        n, d = params_of(rule, self.count), (self.horizon or budget) / self.flops_per_token
+        where = f"at size {label(self.size)} (N = {n:,}, D = {d:.4g})"
+        value = _called(f"{name} {where}", rule, n, d)
+        if not fits(value, float) or value not in RULES[name]:
+            raise BadInput(f"{name} gives {value!r} {where} and must give {RULES[name].words}; set another {name}")
+        return value
 
 
-def _flops_per_token(sweep: SweepConfig, size: Any) -> float:
-    conventions = flops_per_token(sweep.shape(size), sweep.shape(size).context)
-    if sweep.convention not in conventions:
-        raise BadInput(f"convention {sweep.convention!r} is not one of {', '.join(conventions)}")
-    return conventions[sweep.convention]
+def _called(what: str, function: Callable[..., Any], *args: Any) -> Any:
+    """Call a function that the user wrote; whatever it raises is told in one line, with the line that raised it."""
+    try:
+        return function(*args)
+    except BadInput as error:
+        raise BadInput(f"{what}: {error}") from None
+    except Exception as error:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise BadInput(f"{what} fails with {said} ({Path(at.filename).name}:{at.lineno}); mend it there") from error
 
 
-def _budgets(sweep: SweepConfig, size: Any) -> list[float]:
-    """Return the budgets of a size in order: the sweep's, or what its horizons cost."""
-    return sorted(sweep.budgets or (tokens * _flops_per_token(sweep, size) for tokens in sweep.horizons))
-
-
-def _ratio(sweep: SweepConfig, size: Any, budget: float) -> float:
-    """Return the tokens per parameter that a budget buys."""
-    return budget / _flops_per_token(sweep, size) / _params(sweep, size)
-
-
-def _horizon(sweep: SweepConfig, size: Any, budget: float) -> float:
-    """Return the budget whose D the rules see: a cell's own, or its trunk's largest."""
-    if sweep.base.optim.schedule != "wsd":
-        return budget
-    low, high = sweep.tokens_per_param
-    return max((b for b in _budgets(sweep, size) if low <= _ratio(sweep, size, b) <= high), default=budget)
-
-
-def _batch(sweep: SweepConfig, size: Any, horizon: float, factor: float = 1.0) -> int:
+def _batch(sweep: SweepConfig, sized: Sized, budget: float, factor: float) -> int:
     """Return sequences a step: the rule's tokens, times a factor, in whole sequences."""
-    n, context = _params(sweep, size), sweep.shape(size).context
-    return max(1, round(factor * sweep.batch_tokens(n, horizon / _flops_per_token(sweep, size)) / context))
+    return max(1, round(factor * sized.ask(sweep, "batch_tokens", budget) / sized.model.context))
 
 
 def _cooldown(base: RunConfig, steps: int) -> int:
@@ -231,14 +323,14 @@ def _cooldown(base: RunConfig, steps: int) -> int:
     return max(call, round(base.optim.cooldown * steps / call) * call)
 
 
-def _steps(sweep: SweepConfig, size: Any, budget: float, horizon: float, batch_factor: float = 1.0) -> tuple[int, str]:
+def _steps(sweep: SweepConfig, sized: Sized, budget: float, batch_factor: float = 1.0) -> tuple[int, str]:
     """Return the steps of a cell, in whole calls, and the reason to remove it, if there is one."""
-    ratio, (low, high) = _ratio(sweep, size, budget), sweep.tokens_per_param
+    ratio, (low, high) = sized.ratio(budget), sweep.tokens_per_param
     if not low <= ratio <= high:
         return 0, f"has {ratio:.3g} tokens per parameter, outside {low:g} to {high:g}"
     call = sweep.base.steps_per_call
-    tokens_per_step = _batch(sweep, size, horizon, batch_factor) * sweep.shape(size).context
-    exact = budget / _flops_per_token(sweep, size) / tokens_per_step
+    tokens_per_step = _batch(sweep, sized, budget, batch_factor) * sized.model.context
+    exact = budget / sized.flops_per_token / tokens_per_step
     steps = round(exact / call) * call
     if steps < sweep.min_steps:
         return 0, f"has {exact:.0f} steps, below min_steps {sweep.min_steps}"
@@ -250,31 +342,30 @@ def _steps(sweep: SweepConfig, size: Any, budget: float, horizon: float, batch_f
 
 
 def _config(
-    sweep: SweepConfig, size: Any, seed: int, steps: int, horizon: float, factors: Factors = Factors()
+    sweep: SweepConfig, sized: Sized, seed: int, steps: int, shortest: int, budget: float, factors: Factors
 ) -> RunConfig:
-    """Fill the base run in for a size."""
-    base, model, n = sweep.base, sweep.shape(size), _params(sweep, size)
-    d, batch = horizon / _flops_per_token(sweep, size), _batch(sweep, size, horizon, factors.batch)
-    warmup = round(sweep.warmup_tokens(n, d) / (batch * model.context))
+    """Fill the base run in for a cell; its warmup ends in the first tenth of the `shortest` run that shares it."""
+    base, batch = sweep.base, _batch(sweep, sized, budget, factors.batch)
+    warmup = round(sized.ask(sweep, "warmup_tokens", budget) / (batch * sized.model.context))
     optim = replace(
         base.optim,
-        lr=factors.lr * sweep.lr(n, d),
-        b2=sweep.b2(n, d),
-        warmup=max(1, min(warmup, steps // 10)),
+        lr=factors.lr * sized.ask(sweep, "lr", budget),
+        b2=sized.ask(sweep, "b2", budget),
+        warmup=max(1, min(warmup, shortest // 10)),
         cooldown=_cooldown(base, steps) / steps,
     )
-    return replace(base, model=model, optim=optim, batch=batch, steps=steps, seed=seed)
+    return replace(base, model=sized.model, optim=optim, batch=batch, steps=steps, seed=seed)
 
 
 def _runs_of_size(
-    sweep: SweepConfig, size: Any, seed: int, steps: dict[float, int], factors: Factors
+    sweep: SweepConfig, sized: Sized, seed: int, steps: dict[float, int], factors: Factors
 ) -> list[PlannedRun]:
     suffix = factors.suffix + (f"-s{seed}" if seed != sweep.seeds[0] else "")
-    configs = {b: _config(sweep, size, seed, n, _horizon(sweep, size, b), factors) for b, n in steps.items()}
+    branching = sweep.base.optim.schedule == "wsd"
+    shortest = min(steps.values())
+    configs = {b: _config(sweep, sized, seed, n, shortest if branching else n, b, factors) for b, n in steps.items()}
     runs, parent = [], None
-    if sweep.base.optim.schedule == "wsd":
-        warmup = min(config.optim.warmup for config in configs.values())
-        configs = {b: replace(c, optim=replace(c.optim, warmup=warmup)) for b, c in configs.items()}
+    if branching:
         starts = tuple(branch_step(config) for config in configs.values())
         largest = max(configs)
         trunk = replace(
@@ -284,12 +375,13 @@ def _runs_of_size(
             save=replace(sweep.base.save, at=starts),
         )
         branches = f"{zlib.crc32(repr(starts).encode()):08x}"[:4]  # a trunk with other branches is another trunk
-        parent = f"{label(size)}-trunk-{branches}{suffix}"
-        runs.append(_planned(sweep, parent, "trunk", size, largest, trunk))
+        parent = f"{label(sized.size)}-trunk-{branches}{suffix}"
+        runs.append(_planned(sweep, parent, "trunk", sized, largest, trunk))
         of = fingerprint(replace(trunk, steps=1))
         configs = {b: replace(c, init_from=InitFrom(parent, branch_step(c), of)) for b, c in configs.items()}
     for budget, config in configs.items():
-        runs.append(_planned(sweep, f"{label(size)}-{short(budget)}{suffix}", "cell", size, budget, config, parent))
+        name = f"{label(sized.size)}-{short(budget)}{suffix}"
+        runs.append(_planned(sweep, name, "cell", sized, budget, config, parent))
     return runs
 
 
@@ -302,23 +394,22 @@ def _planned(
     sweep: SweepConfig,
     name: str,
     role: Literal["cell", "trunk", "holdout"],
-    size: Any,
+    sized: Sized,
     budget: float,
     config: RunConfig,
     parent: str | None = None,
 ) -> PlannedRun:
     tokens = config.steps * config.tokens_per_step
     own = config.steps - config.first_step
-    per_token = _flops_per_token(sweep, size)
-    paid = own * config.tokens_per_step * per_token
+    paid = own * config.tokens_per_step * sized.flops_per_token
     return PlannedRun(
         name,
         role,
-        label(size),
+        label(sized.size),
         budget,
-        _params(sweep, size),
+        sized.params,
         tokens,
-        tokens * per_token if role != "trunk" else 0.0,
+        tokens * sized.flops_per_token if role != "trunk" else 0.0,
         paid,
         sweep.speed.seconds(paid, own),
         parent,
@@ -353,9 +444,8 @@ def describe(sweep: SweepConfig, workers: int) -> str:
         f"predicted time: {seconds:,.0f} s with {workers} worker(s)",
     ]
     if sweep.holdout:
-        run = holdout_run(sweep, _params(sweep, sweep.holdout_sizes[0]))
+        run = holdout_run(sweep, Sized.of(sweep, sweep.holdout_sizes[0]).params)
         lines.append(f"then a held-out run of {short(run.flops)} FLOPs: about {run.seconds:,.0f} s")
-    for budget in sweep.budgets:
-        n = sum(run.role == "cell" and run.budget == budget for run in plan.runs)
-        lines.append(f"budget {short(budget)}: {n} cells")
+    at = Counter(run.budget for run in plan.runs if run.role == "cell")
+    lines += [f"budget {short(budget)}: {at[budget]} cells" for budget in sweep.budgets]
     return "\n".join([*lines, *(f"removed: {r.size} at {short(r.budget)} {r.reason}" for r in plan.removed)])

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from tqdm import tqdm
 
 from gptjax.errors import BadInput
 from gptjax.storage import absolute
 from gptjax.sweep.execute import POLL_SECONDS, begin, pending, work
+from gptjax.sweep.follow import followed
 from gptjax.sweep.ledger import Ledger
 from gptjax.sweep.plan import Plan
 
@@ -47,9 +47,10 @@ def execute(plan: Plan, directory: Path, resources: Resources) -> None:
     and the exit code is 1 (2 if it refused its input). The tasks end with this process.
     """
     directory = absolute(directory)
-    todo = pending(plan, Ledger(directory))
-    with _cluster(resources) if todo else nullcontext(), tqdm(total=len(plan.runs), unit="run", disable=None) as bar:
-        ledger = begin(plan, directory)
+    ledger = Ledger(directory)
+    todo = pending(plan, ledger)
+    with _cluster(resources) if todo else nullcontext(), followed(plan, ledger, directory):
+        begin(plan, directory)
         r = resources
         asking = ray.remote(num_cpus=r.cpus, num_gpus=r.gpus, resources=r.custom, max_retries=r.retries)
         train = asking(_train)
@@ -60,7 +61,6 @@ def execute(plan: Plan, directory: Path, resources: Resources) -> None:
         waiting = list(tasks.values())
         while waiting:
             waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_SECONDS)[1]
-            bar.update(len(plan.runs) - len(pending(plan, ledger)) - bar.n)
         code = max((_exit_code(name, task) for name, task in tasks.items()), default=0)
     if code:
         sys.exit(code)

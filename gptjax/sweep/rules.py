@@ -1,8 +1,24 @@
-"""Rules from (params, tokens) to hyper-parameters: the formulas of papers, and constants. Every rule is rule(N, D)."""
+"""Rules from (params, tokens) to hyper-parameters: the formulas of papers, and constants. Every rule is rule(N, D).
+
+N counts all parameters, unless the rule is marked `of_layers`: then a sweep gives it N without the vocabulary.
+"""
 
 from collections.abc import Callable
 
+from gptjax.models.count import ParamCount
+
 Rule = Callable[[float, float], float]
+
+
+def of_layers(rule: Rule) -> Rule:
+    """Mark a rule whose paper counts in N the layers alone: neither vocabulary nor positions."""
+    rule.params = "non_embedding"  # type: ignore[attr-defined]  # a function takes attributes
+    return rule
+
+
+def params_of(rule: Rule, count: ParamCount) -> int:
+    """Return the N of a model that a rule is to be given."""
+    return int(getattr(count, getattr(rule, "params", "total")))
 
 
 def always(value: float) -> Rule:
@@ -19,6 +35,7 @@ porian_lr = power(0.0047, 108e6, -1 / 3)
 porian_batch_tokens = power(160 * 2048, 108e6, 2 / 3)
 
 
+@of_layers
 def step_law_lr(n: float, d: float) -> float:
     """Step Law (arXiv 2503.04715): N without the vocabulary's weights, D in tokens."""
     return 1.79 * n**-0.713 * d**0.307
@@ -28,11 +45,13 @@ def step_law_batch_tokens(n: float, d: float) -> float:
     return 0.58 * d**0.571
 
 
+@of_layers
 def deepseek_lr(n: float, d: float) -> float:
-    """DeepSeek LLM (arXiv 2401.02954), with C = 6 N D."""
+    """DeepSeek LLM (arXiv 2401.02954), with C = 6 N D: theirs counts layers and attention, and no vocabulary."""
     return 0.3118 * (6 * n * d) ** -0.125
 
 
+@of_layers
 def deepseek_batch_tokens(n: float, d: float) -> float:
     return 0.2920 * (6 * n * d) ** 0.3271
 

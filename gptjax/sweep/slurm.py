@@ -25,6 +25,7 @@ from gptjax.hosts import join, together
 from gptjax.leases import hold
 from gptjax.storage import is_remote
 from gptjax.sweep.execute import begin, pending, work
+from gptjax.sweep.follow import followed
 from gptjax.sweep.ledger import Ledger
 from gptjax.sweep.plan import Plan, PlannedRun
 from gptjax.train.loop import Preempted
@@ -110,10 +111,9 @@ def execute(plan: Plan, directory: Path, resources: Resources) -> None:
         raise BadInput("squeue cannot reach SLURM's controller; see what squeue says, or use --executor local")
     ledger = begin(plan, directory)
     queue = Queue(plan, ledger, directory.absolute(), resources)
-    with tqdm(total=len(plan.runs), unit="run", disable=None) as bar:
+    with followed(plan, ledger, directory):
         try:
-            while todo := pending(plan, ledger):
-                bar.update(len(plan.runs) - len(todo) - bar.n)
+            while pending(plan, ledger):
                 with hold(directory / "slurm" / "lease") as mine:  # of several commands that wait, one submits
                     if mine and not queue.submit():
                         break
@@ -122,7 +122,6 @@ def execute(plan: Plan, directory: Path, resources: Resources) -> None:
             end = f"scancel --name {queue.name}"
             print(f"gptjax: the jobs go on; the same command waits for them again, {end} ends them", file=sys.stderr)
             raise
-        bar.update(len(plan.runs) - len(pending(plan, ledger)) - bar.n)
     if queue.failed:
         sys.exit(max(queue.failed.values()))
 

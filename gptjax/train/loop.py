@@ -62,14 +62,14 @@ def training(
     directory: Path,
     preempted: list[int],
     *,
-    position: int = 0,
+    bar: bool = True,
     lease: Lease | None = None,
     profile: bool = False,
 ) -> Run[Result]:
     """Train as `train` does, but ask for each call of the device, so that others may have their turns or share it.
 
-    `preempted` is what `catch_sigterm` gave; `position` is the line of the progress bar; `lease` is that of the
-    directory, if the caller has taken it.
+    `preempted` is what `catch_sigterm` gave; with `bar` a terminal shows progress; `lease` is that of the directory,
+    if the caller has taken it.
     """
     config = identified(config, directory)
     if finished := hosts.agree(lambda: plain(read_result(directory, config))):
@@ -91,7 +91,7 @@ def training(
         checkpoints = stack.enter_context(saving)
         state, first = start(config, directory, checkpoints, programs)
         metrics = stack.enter_context(closing(MetricsWriter(directory, first, config)))
-        log = stack.enter_context(Log(config, stores[0], metrics, first, position))
+        log = stack.enter_context(Log(config, stores[0], metrics, first, bar))
         calls = cut(config, first)
         batches = prefetch(loader, calls, programs.batches)
         if profile:

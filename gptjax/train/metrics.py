@@ -109,7 +109,7 @@ class Log:
     the mean over all steps since the line before. A resumed run begins at a saved step, so it needs no earlier losses.
     """
 
-    def __init__(self, config: RunConfig, store: TokenStore, metrics: MetricsWriter, first: int, position: int) -> None:
+    def __init__(self, config: RunConfig, store: TokenStore, metrics: MetricsWriter, first: int, bar: bool) -> None:
         self.config, self.metrics = config, metrics
         self.bytes_per_token = store.manifest.splits["train"].bytes_per_token
         flops = flops_per_token(config.model, config.model.context)["6n_attention"]  # as PaLM counts for its MFU
@@ -121,8 +121,16 @@ class Log:
         self.step = first  # the last whose loss was read
         self.unwritten: list[float] = []  # the losses since the last line
         self.latest = (math.nan, math.nan, math.nan)  # gradient norm, rate and steps a second of the last step read
-        bar = {"desc": metrics.path.parent.name, "unit": "step", "position": position, "leave": False}
-        self.bar = tqdm(total=config.steps, initial=first, disable=None if hosts.is_first() else True, **bar)
+        self.bar = tqdm(
+            desc=metrics.path.parent.name,
+            total=config.steps,
+            initial=first,
+            postfix="compiling",
+            disable=None if bar and hosts.is_first() else True,
+            leave=False,
+            dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}% {bar} step {n_fmt} of {total_fmt}{postfix}",
+        )
 
     def __enter__(self) -> "Log":
         return self
@@ -190,8 +198,9 @@ class Log:
         if math.isfinite(mfu):
             values["perf/mfu"] = mfu
         self.metrics.write(step, values)
-        shown = {"loss": f"{loss:.3f}", "tok/s": f"{tokens_per_second:,.0f}"}
-        self.bar.set_postfix(shown | ({"mfu": f"{mfu:.1%}"} if math.isfinite(mfu) else {}), refresh=False)
+        left = (self.config.steps - step) / per_second
+        shown = f"loss {loss:.3f}, {tokens_per_second:,.0f} tokens/s, {left:,.0f} s left"
+        self.bar.set_postfix_str(shown, refresh=False)
 
     def _write_evals(self, step: int, evals: Evals) -> None:
         named = {f"eval/{name}/{key}": value for name, values in evals.items() for key, value in values.items()}

@@ -1,6 +1,5 @@
 """What a run gave, in raw facts: result.json, from which a row of the table of runs is made."""
 
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from gptjax.data.loader import Loader
 from gptjax.data.store import TokenStore
 from gptjax.errors import BadInput
 from gptjax.files import read_json
-from gptjax.hosts import is_first
 from gptjax.models.count import count, flops_per_token
 from gptjax.question import fingerprint
 
@@ -71,9 +69,6 @@ def summarize(
     seconds: float,
 ) -> Result:
     """Gather what the run gave by `step`; losses of a mixture are weighted as its sources are. A reason: it failed."""
-    epochs = loader.epochs(step)
-    if epochs > 1 and is_first():
-        print(f"{step} steps read the data {epochs:.1f} times over: not a law of fresh data", file=sys.stderr)
     share = np.asarray(loader.weights) / sum(loader.weights)
 
     def each(key: str) -> np.ndarray:
@@ -90,7 +85,7 @@ def summarize(
         tokens=step * config.tokens_per_step,
         tokens_paid=(step - config.first_step) * config.tokens_per_step,
         steps=step,
-        epochs=epochs,
+        epochs=loader.epochs(step),
         loss=None if reason else float(share @ each("loss")),
         loss_se=None if reason else float(np.linalg.norm(share * each("loss_se"))),
         bits_per_byte=None if reason else float(share @ each("bits_per_byte")),
