@@ -187,9 +187,10 @@ ODD = {
 }
 WRONG = [
     *(pytest.param({name: (value,)}, name, id=f"{name}={value}") for name, values in ODD.items() for value in values),
-    *(pytest.param({name: value}, name, id=f"{name}={value}")
+    *(pytest.param({name: value}, name, id=f"{name}{i}")
       for name in ("lr", "batch_tokens", "b2", "warmup_tokens")
-      for value in (math.nan, math.inf, -1, True, "fast", lambda n, d: None, lambda n, d: math.nan, lambda n: n)),
+      for i, value in enumerate(
+          (math.nan, math.inf, -1, True, "fast", lambda n, d: None, lambda n, d: math.nan, lambda n: n))),
     *(pytest.param({"shape": value}, "shape", id=f"shape{i}")
       for i, value in enumerate((3, lambda size: None, lambda size: size // 0))),
     *(pytest.param({"sizes": value}, "size", id=f"sizes={value}")
