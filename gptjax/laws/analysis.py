@@ -17,6 +17,7 @@ from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.hyper import fit_hyper, trials
 from gptjax.laws.isoflop import Budget, Isoflop, isoflop
 from gptjax.laws.parametric import Parametric, parametric
+from gptjax.laws.quote import quote
 from gptjax.laws.table import Curve, Floats, Runs
 from gptjax.laws.uncertainty import Draws, bootstrap, design_bias, influence, profile, subsample
 
@@ -75,6 +76,7 @@ def fit_all(
         "dropped": rows.dropped,
         "ranges": {name: [values.min(), values.max()] for name, values in ranges.items()},
         "settings": {**asdict(choices), "bootstrap": choices.draws(len(rows))},
+        "loss_se": None if np.isnan(rows.loss_se).all() else np.nanmedian(rows.loss_se),
         "approaches": found,
     }
     if (
@@ -96,7 +98,8 @@ def fit_all(
             choices=choices,
             approaches=approaches,
         )
-    return plain(law)
+    law = plain(law)
+    return law | {"quote": quote(law)}
 
 
 def require_law(law: Json) -> None:

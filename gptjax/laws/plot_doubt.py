@@ -183,6 +183,7 @@ def _forest_line(axes: Axes, entry: Json, y: float, colour: str, limits: tuple[f
     small: Any = {"fontsize": 6.3 if narrow else 7, "va": "center", "annotation_clip": False}
     beside: Any = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", **small}
     a, sound = entry["a"], entry["status"] == "ok"
+    name = f"_{entry['approach']}: {entry['choice']}"
     word = "" if sound else entry["status"]
     if a is None:
         axes.annotate(word, (1, y), (5, 0), color=MUTED, style="italic", **beside)
@@ -191,14 +192,14 @@ def _forest_line(axes: Axes, entry: Json, y: float, colour: str, limits: tuple[f
     line: Json = {"color": colour, "linewidth": 2.2 if bold else 1.2} if sound else {"color": colour, **PALE}
     if entry["a_interval"]:
         ends = _numbers(entry["a_interval"])
-        axes.plot(np.clip(ends, *limits), [y, y], solid_capstyle="butt", **line)
+        axes.plot(ends, [y, y], solid_capstyle="butt", label=f"{name}, 95 % interval", **line)
         for end, edge, marker in zip(ends, limits, "<>", strict=True):
             if not limits[0] <= end <= limits[1]:
                 axes.plot(edge, y, marker, color=colour, markersize=4, clip_on=False, alpha=line.get("alpha"))
     if limits[0] <= a <= limits[1]:
         fill = colour if sound else PAPER
         size = 6.5 if bold else 4.5
-        axes.plot(a, y, "D" if bold else "o", markersize=size, color=colour, markerfacecolor=fill,
+        axes.plot(a, y, "D" if bold else "o", markersize=size, color=colour, markerfacecolor=fill, label=name,
                   markeredgecolor=INK if bold and sound else colour, markeredgewidth=0.8, zorder=4)  # fmt: skip
     interval = "" if narrow or not entry["a_interval"] else " ({:.3f} to {:.3f})".format(*entry["a_interval"])
     weight = "bold" if bold and sound else "normal"
@@ -311,7 +312,8 @@ def influence(runs: Runs, law: Json, narrow: bool = False) -> Figure:
         axes.axhline(fit["a"], color=PARAMETRIC, linewidth=1.2, label="estimate")
         many = len(x) > DOTS
         edges: Any = {"edgecolors": "none" if many else PAPER, "linewidths": 0.5, "rasterized": many}
-        axes.scatter(x, fit["a"] + off[kind], c=sizes, cmap=BY_SIZE, norm=norm, s=4 if many else 20, zorder=3, **edges)
+        dots: Any = {"c": sizes, "cmap": BY_SIZE, "norm": norm, "s": 4 if many else 20, "label": f"_without one {kind}"}
+        axes.scatter(x, fit["a"] + off[kind], zorder=3, **dots, **edges)
         axes.set_xscale("log")
         axes.set_ylim(fit["a"] - reach, fit["a"] + reach)
         if kind == "size":

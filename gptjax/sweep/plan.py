@@ -62,6 +62,7 @@ class SweepConfig:
     speed: Speed = Speed(2e10)
     workers: int = 1  # processes on this machine, each on its share of the cores
     pack: int = 8  # runs of one shape that a process alone on its devices may train together; 1: none
+    title: str = ""  # of the report; "": named after the corpus
 
     def __post_init__(self) -> None:
         for name in ("lr", "batch_tokens", "b2", "warmup_tokens"):
