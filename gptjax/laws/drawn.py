@@ -61,7 +61,7 @@ def to_csv(figure: Figure) -> str:
         if axes.get_label() == "<colorbar>":
             continue
         y_label = axes.get_ylabel() or y_label  # panels side by side may share a label
-        panel = f"{y_label} against {axes.get_xlabel()}"
+        panel = f"{y_label} against {axes.get_xlabel()}" if y_label else axes.get_xlabel()
         writer.writerows([panel, *row] for row in _drawn(axes))
     return text.getvalue()
 

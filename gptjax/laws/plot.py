@@ -102,8 +102,9 @@ def loss_against_compute(runs: Runs, law: Json, curves: list[Curve], narrow: boo
     axes.set_xscale("log")
     label_losses(axes)
     axes.set_xlabel("training FLOPs C")
-    axes.set_xlim(runs.flops.min() / 6, runs.flops.max() * 4)
-    axes.set_ylim(runs.loss.min() * 0.94, runs.loss.max() * 1.12)
+    before, above = (30, 1.35) if curves else (6, 1.12)  # a curve begins far to the left of its run, and above it
+    axes.set_xlim(runs.flops.min() / before, runs.flops.max() * 4)
+    axes.set_ylim(runs.loss.min() * 0.94, runs.loss.max() * above)
     if fitted or frontier["C"]:
         figure.legend(loc="outside lower center", ncols=1 if narrow else 3)
     return figure
@@ -139,7 +140,8 @@ def isoflop_parabolas(runs: Runs, law: Json, narrow: bool = False) -> Figure:
         inside = [place[name] for name in budget["window"]]
         beyond = [place[name] for name in budget["runs"] if name not in budget["window"]]
         noise = np.nan_to_num(runs.loss_se[inside])
-        name = f"_budget {budget['C']:.3g}"
+        text = f"{budget['C']:.2g}".replace("e+", "e")
+        name = f"_budget {text}"
         dots: Json = {"markersize": 4, "color": colour}
         axes.errorbar(
             runs.params[inside], runs.loss[inside], noise, fmt="o", elinewidth=0.8, label=f"{name}, fitted", **dots
@@ -148,7 +150,7 @@ def isoflop_parabolas(runs: Runs, law: Json, narrow: bool = False) -> Figure:
             runs.params[beyond], runs.loss[beyond], "o", markerfacecolor="none", label=f"{name}, not fitted", **dots
         )
         right = max((*inside, *beyond), key=lambda i: runs.params[i])
-        text = f"{budget['C']:.2g}".replace("e+", "e") + ("" if budget["N"] else " refused")
+        text += "" if budget["N"] else " refused"
         end = (runs.params[right], runs.loss[right])
         axes.annotate(text, end, (5, 0), textcoords="offset points", color=colour, fontsize=7.5, va="center")
         if inside:
@@ -188,8 +190,8 @@ def optimum_against_compute(runs: Runs, law: Json, prediction: Json | None, narr
             if band[f"{name}_interval"]:
                 low, high = np.transpose(band[f"{name}_interval"])
                 alpha = 0.16 if fit["status"] == "ok" else 0.07
-                name = f"_{approach}, 95 % interval"
-                axes.fill_between(band["C"], low, high, color=line["color"], alpha=alpha, linewidth=0, label=name)
+                label = f"_{approach}, 95 % interval"
+                axes.fill_between(band["C"], low, high, color=line["color"], alpha=alpha, linewidth=0, label=label)
         for budget in law["approaches"]["isoflop"]["budgets"]:
             if budget[name]:
                 ends = _spread(budget, name)

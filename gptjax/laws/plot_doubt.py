@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy.stats import gaussian_kde
 
 from gptjax.laws.plot import PUBLISHED
@@ -51,7 +51,8 @@ def bootstrap_clouds(law: Json, narrow: bool = False) -> Figure:
     clouds = {("alpha", "beta"): (alpha, beta), ("a", "E"): (beta / (alpha + beta), np.exp(log_e))}
     for axes, (names, drawn) in zip(panels, clouds.items(), strict=True):
         some = slice(None, None, -(-len(log_e) // CLOUD))
-        axes.plot(drawn[0][some], drawn[1][some], ".", markersize=2.5, color=PARAMETRIC, alpha=0.5, zorder=1)
+        dots: Any = {"markersize": 2.5, "color": PARAMETRIC, "alpha": 0.5, "zorder": 1, "label": "_draws"}
+        axes.plot(drawn[0][some], drawn[1][some], ".", **dots)
         axes.plot([], [], ".", color=PARAMETRIC, label="bootstrap draws")
         limits = []
         for values, name in zip(drawn, names, strict=True):
@@ -159,7 +160,8 @@ def choices_forest(law: Json, narrow: bool = False) -> Figure:
         axes.annotate(label, (0, y), (4, 0), xycoords=axes.get_yaxis_transform(), textcoords="offset points", **heading)
         if chosen["a_interval"] and chosen["status"] == "ok":
             ends = np.clip(chosen["a_interval"], low, high)
-            axes.fill_betweenx([y - 0.5 - len(group), y - 0.5], *ends, color=colour, alpha=0.13, linewidth=0)
+            shade: Any = {"color": colour, "alpha": 0.13, "linewidth": 0, "label": f"_{approach}: as chosen, band"}
+            axes.fill_betweenx([y - 0.5 - len(group), y - 0.5], *ends, **shade)
         for entry in group:
             y -= 1
             names[y] = entry["choice"]
@@ -268,7 +270,8 @@ def extrapolation_by_cut(law: Json, narrow: bool = False) -> Figure:
         room = max(1.1 * (cut.max() / cut.min()) ** 0.06, (12 * cut.min() / cut.max()) ** 0.5)  # a decade or more
         axes.set_xlim(cut.min() / room, cut.max() * room)
         axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xticks(cut, [f"{c:.2g}".replace("e+", "e") for c in cut])
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("largest C fitted (FLOPs)")
     entries: Json = {}
     for axes in (errors, ratio):

@@ -60,11 +60,12 @@ def _law_words(law: Json, name: str) -> str:
     )
     tokens = f" ({_interval(fit['b_interval'])})" if fit["b_interval"] else ""
     used = len(fit["used"])
-    how = {
-        "isoflop": f"isoFLOP minima at {_budgets(fit)} budgets",
-        "parametric": "the parametric fit of L = E + A/N^alpha + B/D^beta",
-        "envelope": f"the envelope of {fit.get('method', 'finished runs')}",
-    }[name]
+    if name == "isoflop":
+        how = f"isoFLOP minima at {_budgets(fit)} budgets"
+    elif name == "parametric":
+        how = "the parametric fit of L = E + A/N^alpha + B/D^beta"
+    else:
+        how = f"the envelope of {fit['method']}"
     rows = f"{used} of {extent(law)}" if used < law["rows"] else extent(law)
     return (
         f"N* = {_say(fit['N_coef'])} C^{fit['a']:.3f} parameters ({intervals}) and "
