@@ -79,7 +79,7 @@ def _why_words(law: Json, name: str, reasons: list[str]) -> str:
     if better:
         chosen = " and ".join(f"the {NAMES[other]} approach {_verdict(law, other)}" for other in better)
     elif name == "isoflop":
-        chosen = "it needs no form of the loss: in each budget a minimum lies among the sizes tried"
+        chosen = "it assumes no form of the loss: in each budget it uses, a minimum lies among the sizes tried"
     else:
         chosen = "no other approach was fitted"
     return f"The {NAMES[name]} approach is quoted because {chosen}{''.join(f'; {reason}' for reason in reasons)}."
