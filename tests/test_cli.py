@@ -60,7 +60,9 @@ def run_file(tmp_path):
 def test_fit_writes_the_promised_keys(capsys, tmp_path):
     (tmp_path / "t.csv").write_text(TABLE)
     code, out, _ = call(capsys, "fit", tmp_path / "t.csv", "--json", tmp_path / "law.json")
-    assert code == 0 and sum(not line.startswith(" ") for line in out.splitlines()) == 3
+    fits, _, said = out.partition("\n\n")
+    assert code == 0 and sum(not line.startswith(" ") for line in fits.splitlines()) == 3
+    assert "N* =" in said
     law = json.loads((tmp_path / "law.json").read_text())
     assert set(law["approaches"]) == {"envelope", "isoflop", "parametric"}
     for found in law["approaches"].values():

@@ -44,6 +44,7 @@ LEVELS = [
         "sweep.ledger",
         "laws.plot",
         "laws.plot_doubt",
+        "laws.drawn",
         "laws.page",
         "laws.methods",
         "laws.report",

@@ -5,6 +5,7 @@ import json
 import re
 from copy import deepcopy
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ from gptjax.laws import plot, plot_doubt, report
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.fit import Choices
 from gptjax.laws.forms import ChinchillaLaw
+from gptjax.laws.page import picture
 from gptjax.laws.predict import forecaster, predict, register
 from gptjax.laws.report import write_report
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.style import TWINS
-from gptjax.laws.table import Curve, Runs, read_runs
+from gptjax.laws.table import Curve, Runs, read_curves, read_runs
 
 OPTIMIZED = True
 PLANTED = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)
@@ -239,6 +241,111 @@ def test_curves_are_drawn_as_the_rows_count_them_and_only_theirs(runs):
     kept = report._counted(curves, rows)
     assert [curve.run for curve in kept] == list(rows.run)
     assert kept[0].params == rows.params[0] and kept[0].flops == pytest.approx(12 * runs.params[0] * tokens)
+
+
+def cut_or_crossed(figure: Figure) -> list[str]:
+    """Give the legends that leave the figure and the tick labels that lie over their neighbour."""
+    figure.draw_without_rendering()
+    page = figure.bbox
+    trouble = []
+    for legend in [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]:
+        box = legend.get_window_extent()
+        if box.x0 < 0 or box.x1 > page.x1 or box.y0 < 0 or box.y1 > page.y1:
+            trouble.append(f"legend {[text.get_text() for text in legend.get_texts()]} is cut")
+    for axes in figure.axes:
+        for axis, low, high in ((axes.xaxis, "x0", "x1"), (axes.yaxis, "y0", "y1")):
+            ends = sorted(axis.get_view_interval())
+            ticks = [tick for tick in axis.get_major_ticks() if ends[0] <= tick.get_loc() <= ends[1]]
+            labels = [label for tick in ticks for label in (tick.label1, tick.label2) if label.get_visible()]
+            boxes = sorted(
+                ((label.get_window_extent(), label.get_text()) for label in labels if label.get_text()),
+                key=lambda found: getattr(found[0], low),
+            )
+            for (first, text), (second, other) in pairwise(boxes):
+                if getattr(first, high) > getattr(second, low):
+                    trouble.append(f"ticks {text} and {other} overlap")
+    return trouble
+
+
+@pytest.mark.parametrize("narrow", [False, True])
+def test_no_legend_is_cut_and_no_tick_lies_on_another(made, law, runs, narrow):
+    rows = CHOSEN.rows(runs)
+    bad = deepcopy(law)
+    for fit in bad["approaches"].values():
+        fit |= {"status": "degenerate", "reasons": ["alpha = 3 is outside (0, 2]"]}
+    bad["approaches"]["envelope"]["method"] = "training curves"
+    points = len(bad["approaches"]["envelope"]["run_share"])
+    bad["approaches"]["envelope"]["run_share"] = np.linspace(0.5, 1, points).tolist()
+    theta = np.array(bad["approaches"]["parametric"]["theta_draws"])
+    wide = theta + np.random.default_rng(0).standard_normal(theta.shape) * [0, 0, 0.05, 0.1, 0.1]  # over the published
+    bad["approaches"]["parametric"]["theta_draws"] = wide.tolist()
+    cuts = [{**law["extrapolation"][0], "max_flops": c} for c in (1e11, 3.3e11, 1.2e12, 3.3e12, 1.2e13, 3.3e13)]
+    bad["extrapolation"] = [*cuts[:-1], {**cuts[-1], "status": "degenerate", "isoflop_N_ratio": None}]
+    curves = report._counted(read_curves(made[0] / "curves.csv"), rows)
+    record = json.loads((made[0] / "prediction.json").read_text())
+    for found in (law, bad):
+        plates = (
+            *report._optima(rows, found, record["prediction"]),
+            *report._law(rows, found, curves),
+            *report._doubt(rows, found),
+            *report._choices(found),
+            *report._extrapolation(found),
+            *report._prediction(rows, found, record, None),
+        )
+        trouble = {plate.name: cut_or_crossed(plate.draw(narrow)) for plate in plates if not isinstance(plate, str)}
+        assert len(trouble) == 12 and not any(trouble.values()), {k: v for k, v in trouble.items() if v}
+
+
+def test_a_figure_stands_beside_the_page_in_every_form_with_its_numbers(made, law):
+    directory, _ = made
+    figures = directory / "figures"
+    names = {path.stem for path in figures.glob("*.png")}
+    for ending in ("svg", "pdf", "csv"):
+        assert {path.stem for path in figures.glob(f"*.{ending}")} == names
+    assert (figures / "optimum.pdf").read_bytes().startswith(b"%PDF") and b"CreationDate" not in (
+        figures / "optimum.pdf"
+    ).read_bytes()
+    rows = list(csv.DictReader((figures / "choices.csv").open()))
+    for entry in law["choices"]:
+        name = f"{entry['approach']}: {entry['choice']}"
+        if entry["status"] == "ok":
+            ends = [float(row["x"]) for row in rows if row["series"] == f"{name}, 95 % interval"]
+            assert ends == pytest.approx(entry["a_interval"])
+    minima = [row for row in csv.DictReader((figures / "isoflop.csv").open()) if row["series"].endswith("minimum")]
+    points = [float(row["x"]) for row in minima if row["kind"] == "points" and row["x"]]
+    assert points[: len(points)] and {f"{b['N']:.6g}" for b in law["approaches"]["isoflop"]["budgets"] if b["N"]} <= {
+        f"{x:.6g}" for x in points
+    }
+    curves = {row["series"] for row in csv.DictReader((figures / "training.csv").open()) if row["series"]}
+    assert curves == set(law["approaches"]["parametric"]["used"])
+
+
+def test_a_figure_is_drawn_the_same_twice(runs, law):
+    rows = CHOSEN.rows(runs)
+    first, second = (picture(lambda narrow: plot.residuals(rows, law, narrow), 1, "T", "") for _ in range(2))
+    assert first == second
+
+
+def test_many_curves_are_bounded_and_that_is_said(runs, law):
+    rows = CHOSEN.rows(runs)
+    t = np.geomspace(1e4, 1e6, 30)
+    curves = [Curve(str(i), 1e4 + i, t, 6e4 * t, 2 + t**-0.1) for i in range(1000)]
+    plates = {plate.name: plate for plate in report._law(rows, law, curves) if not isinstance(plate, str)}
+    assert "300 of 1000 runs, picked at random" in plates["loss_compute"].caption
+    lines = plates["training"].draw(False).axes[0].lines
+    assert len(lines) == report.CURVES
+
+
+def test_a_title_can_be_set_and_a_wide_table_shows_what_counts(tmp_path, runs):
+    write_runs(tmp_path / "runs.csv", runs.take(np.arange(3)))
+    lines = (tmp_path / "runs.csv").read_text().splitlines()
+    more = [",".join(f"fact{i}" for i in range(20)), *[",".join(["7"] * 20)] * (len(lines) - 1)]
+    text = "".join(f"{a},{b}\n" for a, b in zip(lines, more, strict=True))
+    (tmp_path / "runs.csv").write_text(text)
+    write_json(tmp_path / "facts.json", {"title": "Old"})
+    page = write_report(tmp_path, Choices(bootstrap=50), sweeps=0, title="Mine & <new>").read_text()
+    assert "<h1>Mine &amp; &lt;new&gt;</h1>" in page and ">Old<" not in page
+    assert "3 of 3 rows and 5 of 26 columns" in page and "fact7" not in page
 
 
 def test_a_report_of_too_few_rows_says_so(tmp_path, runs):

@@ -476,7 +476,9 @@ def test_a_sweep_without_a_law_is_reported_and_not_forecast(cache, tmp_path, cap
     page = run_sweep(small, tmp_path, partial(execute, workers=2))
     assert page.stat().st_size > 10_000
     assert (tmp_path / "law.json").is_file() and list((tmp_path / "figures").glob("*.png"))
-    assert "no held-out run: the parametric fit is degenerate" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "no held-out run: the parametric fit is degenerate" in said.err
+    assert all(sentence in said.out for sentence in json.loads((tmp_path / "law.json").read_text())["quote"].values())
     assert not (tmp_path / "prediction.json").exists()
 
 
@@ -500,7 +502,8 @@ def test_the_whole_loop_predicts_before_it_trains(cache, tmp_path, monkeypatch):
     monkeypatch.setattr("gptjax.sweep.loop.write_report", partial(write_report, sweeps=4))
     cosine = replace(tiny(cache, "cosine"), sizes=(4, 6, 8, 12, 16, 24, 32), budgets=(4e8, 1.6e9, 6.4e9, 2.56e10))
     wide = replace(cosine, tokens_per_param=(1.0, 400.0), holdout=8e10, holdout_sizes=(16, 24, 32, 48))
-    page = run_sweep(wide, tmp_path, execute)
+    page = run_sweep(replace(wide, title="Planted & tiny"), tmp_path, execute)
+    assert "<h1>Planted &amp; tiny</h1>" in page.read_text()
     assert [name for name, predicted in order if predicted] == [order[-1][0]] and "holdout" in order[-1][0]
     score = json.loads((tmp_path / "prediction_score.json").read_text())["score"]
     assert abs(score["log_error"]) < 0.03 and "before it was trained" in page.read_text()

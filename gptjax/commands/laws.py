@@ -21,6 +21,7 @@ def add(verb: Verb) -> None:
 
     report = verb("report", run_report, "fit, draw and write report.html anew")
     report.add_argument("dir", type=directory)
+    report.add_argument("--title", default="", metavar="TEXT", help="title of the page (default: the sweep's)")
     report.add_argument("--coverage", type=int, default=100, metavar="N", help="sweeps simulated to test the intervals")
     with_choices(report)
 
@@ -90,6 +91,7 @@ def run_fit(args: argparse.Namespace) -> None:
     from gptjax.laws import coverage
     from gptjax.laws.analysis import fit_all, require_law
     from gptjax.laws.fit import APPROACHES
+    from gptjax.laws.quote import quote, read_forecast
     from gptjax.laws.table import read_curves, read_runs
 
     table = tables_of(args.table) / "runs.csv" if args.table.is_dir() else args.table
@@ -99,12 +101,15 @@ def run_fit(args: argparse.Namespace) -> None:
     with tqdm(total=args.coverage, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
         law = fit_all(read_runs(table), choices_of(args), **settings, done=bar.update)
     require_law(law)
+    if args.table.is_dir():
+        law["quote"] = quote(law, read_forecast(args.table))
     if args.json:
         write_json(args.json, law)
     for name, found in law["approaches"].items():
         print("\n  ".join([f"{name}: {found['status']}; {describe_fit(found)}", *found["reasons"]]))
     if "coverage" in law:
         print(coverage.describe(law["coverage"]))
+    print("\n".join(["", *law["quote"].values()]))
 
 
 def describe_fit(found: dict[str, Any]) -> str:
@@ -123,11 +128,12 @@ def describe_fit(found: dict[str, Any]) -> str:
 def run_report(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
+    from gptjax.files import read_json
     from gptjax.laws.report import write_report
 
     with tqdm(total=args.coverage, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
-        path = write_report(tables_of(args.dir), choices_of(args), args.coverage, bar.update)
-    print(path)
+        path = write_report(tables_of(args.dir), choices_of(args), args.coverage, bar.update, args.title)
+    print("\n".join([*read_json(path.with_name("law.json"))["quote"].values(), str(path)]))
 
 
 def run_predict(args: argparse.Namespace) -> None:

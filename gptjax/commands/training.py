@@ -143,7 +143,7 @@ def run_coord_check(args: argparse.Namespace) -> None:
     use_compilation_cache()
     from gptjax.config import RunConfig, override
     from gptjax.files import write_file, write_json
-    from gptjax.laws.page import png
+    from gptjax.laws.drawn import to_png
     from gptjax.train import coord_check
 
     try:
@@ -155,7 +155,7 @@ def run_coord_check(args: argparse.Namespace) -> None:
         write_json(args.json, result)
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-        write_file(args.out / "coord_check.png", png(coord_check.draw(result)))
+        write_file(args.out / "coord_check.png", to_png(coord_check.draw(result)))
     print(coord_check.describe(result))
 
 

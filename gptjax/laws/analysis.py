@@ -16,6 +16,7 @@ from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.hyper import fit_hyper, trials
 from gptjax.laws.isoflop import Budget, Isoflop, isoflop
 from gptjax.laws.parametric import Parametric, parametric
+from gptjax.laws.quote import quote
 from gptjax.laws.table import Curve, Floats, Runs
 from gptjax.laws.uncertainty import Draws, bootstrap, design_bias, influence, judged, noise_of_one, profile, subsample
 
@@ -96,7 +97,8 @@ def fit_all(
             choices=choices,
             approaches=approaches,
         )
-    return plain(law)
+    law = plain(law)
+    return law | {"quote": quote(law)}
 
 
 def require_law(law: Json) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from gptjax.laws.envelope import LATE
 from gptjax.laws.page import say_flops, say_interval, say_percent, table
+from gptjax.laws.quote import NAMES
 from gptjax.laws.table import Runs, short
 
 Json = dict[str, Any]
-NAMES = {"isoflop": "isoFLOP", "parametric": "parametric", "envelope": "envelope"}  # in the order of trust
 ESTIMATORS = {
     "huber": "the least sum of Huber errors of log loss (&delta; = {delta:g})",
     "lad": "the least sum of absolute errors of log loss",

@@ -1,14 +1,13 @@
 """The look of a report: one HTML page that needs nothing else, on paper or in the dark, wide or on a phone."""
 
-import io
 import re
 from collections.abc import Callable, Sequence
 from html import escape
 
-import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from gptjax.laws.style import STYLE, TWINS
+from gptjax.laws.drawn import to_files, to_svg
+from gptjax.laws.style import TWINS
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1f2328; --muted: #62686f; --rule: #d9dce0; --paper: #fff; --tint: #f5f6f7 }
@@ -32,14 +31,15 @@ figure svg * { stroke-linejoin: round; stroke-linecap: butt }
 figcaption, .note, table, summary {
   font: .82rem/1.45 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif }
 figcaption { color: var(--muted); margin-top: .6rem } figcaption b { color: var(--ink) }
-.scroll { overflow-x: auto; margin: 1.1rem 0; -webkit-overflow-scrolling: touch }
+.scroll { overflow-x: auto; margin: 1.1rem 0; -webkit-overflow-scrolling: touch; position: relative; left: 50%;
+  transform: translateX(-50%); width: max-content; min-width: 100%; max-width: min(72rem, calc(100vw - 2.2rem)) }
 .tall { max-height: 30rem; overflow-y: auto }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; border-top: 1.5px solid var(--ink);
   border-bottom: 1.5px solid var(--ink); min-width: 100% }
 th { font-weight: 600; text-align: left; border-bottom: 1px solid var(--muted); background: var(--paper) }
 thead th { position: sticky; top: 0 }
 th, td { padding: .28rem .9rem .28rem 0; vertical-align: top; white-space: nowrap }
-td.text { white-space: normal; min-width: 14rem } td.number, th.number { text-align: right }
+td.text { white-space: normal; min-width: 14rem; max-width: 30rem } td.number, th.number { text-align: right }
 tbody tr + tr td { border-top: 1px solid var(--rule) }
 summary { cursor: pointer; color: var(--muted) }
 i { font-style: italic } sup { font-size: .75em; line-height: 0 }
@@ -66,24 +66,24 @@ def _palette() -> str:
     return f":root {{ {light} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {dark} }} }}\n"
 
 
-def picture(draw: Callable[[bool], Figure], number: int, title: str, caption: str) -> tuple[str, Figure]:
-    """Draw a figure for a wide and for a narrow page and give its HTML, for either scheme, and the wide drawing."""
+def picture(
+    draw: Callable[[bool], Figure], number: int, title: str, caption: str
+) -> tuple[str, dict[str, str | bytes]]:
+    """Draw a figure for a wide and for a narrow page; give its HTML, for either scheme, and the wide one as files."""
     figures = {"wide": draw(False), "narrow": draw(True)}
-    drawings = "".join(_svg(figure, kind, f"f{number}{kind[0]}", title) for kind, figure in figures.items())
+    drawings = {kind: to_svg(figure, title) for kind, figure in figures.items()}
+    inside = "".join(_inside(svg, kind, f"f{number}{kind[0]}", title) for kind, svg in drawings.items())
     words = f"<figcaption><b>Figure {number}. {escape(title)}.</b> {caption}</figcaption>"
-    return f"<figure>{drawings}{words}</figure>", figures["wide"]
+    return f"<figure>{inside}{words}</figure>", to_files(figures["wide"], title, drawings["wide"])
 
 
-def _svg(figure: Figure, kind: str, prefix: str, title: str) -> str:
-    """Draw a figure as SVG to stand in the page: no background, small, and its names its own."""
-    with mpl.rc_context(STYLE):
-        file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-    text = file.getvalue()
+def _inside(text: str, kind: str, prefix: str, title: str) -> str:
+    """Turn an SVG file into a part of the page: small, and its names its own."""
     view = re.search(r'viewBox="[^"]+"', text)
     assert view is not None
     text = text[text.index(">", view.end()) + 1 :]
-    text = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>", "", text, flags=re.DOTALL)
+    unseen = r"<!--.*?-->|<title>.*?</title>|<metadata>.*?</metadata>|<style.*?</style>"
+    text = re.sub(unseen, "", text, flags=re.DOTALL)
     text = re.sub(r"\s+", " ", text).replace("> <", "><").replace("xlink:href", "href")
     text = re.sub(r"(?<=[\d\"]) ?([MLCQz]) ?(?=[-\d\"])", r"\1", text)
     text = re.sub(r"scale\([^)]*\)|-?\d+\.\d{3,}", _rounded, text)
@@ -113,13 +113,6 @@ def _named(text: str, prefix: str) -> str:
     return f"<style>{rules}</style>{text}"
 
 
-def png(figure: Figure) -> bytes:
-    """Draw a figure as PNG on white."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=200, facecolor="white")
-    return file.getvalue()
-
-
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], tall: bool = False) -> str:
     """Lay out rows; a number stands right, and a text longer than a few words wraps."""
 
@@ -140,6 +133,13 @@ def _number(value: float) -> str:
     if float(value).is_integer() and abs(value) < 1e10:
         return f"{int(value):,}".replace(",", "\u2009")
     return f"{value:.5g}".replace("e+", "e")
+
+
+def say_sentence(text: str) -> str:
+    """Write a plain sentence in HTML, with C^0.5 and 3e12 as one writes them by hand."""
+    text = re.sub(r"\^(-?[\d.]*\d)", r"<sup>\1</sup>", escape(text))
+    text = re.sub(r"(?<![\w.-])(\d+(?:\.\d+)?)e(-?)0*(\d+)\b", r"\1 &times; 10<sup>\2\3</sup>", text)
+    return re.sub(r"(?<![\d.])1 &times; (?=10<sup>)", "", text).replace("<sup>-", "<sup>&minus;")
 
 
 def say_flops(value: float) -> str:

@@ -52,7 +52,10 @@ def _spread(budget: Json, name: str) -> Floats:
 
 def _thin(curve: Curve, of: int) -> tuple[Floats, Floats, Floats]:
     """Average a training curve in bins of equal log tokens, fewer where it is one of many: tokens, FLOPs, loss."""
-    edges = np.geomspace(curve.tokens.min(), curve.tokens.max(), int(np.clip(4000 / of, 24, 160)))
+    bins = int(np.clip(8000 / of, 24, 240))
+    if len(curve.tokens) <= bins:
+        return curve.tokens, curve.flops, curve.loss
+    edges = np.geomspace(curve.tokens.min(), curve.tokens.max(), bins)
     where = np.digitize(curve.tokens, edges)
     count = np.bincount(where)
     means = [
@@ -76,7 +79,7 @@ def loss_against_compute(runs: Runs, law: Json, curves: list[Curve], narrow: boo
     norm = add_size_bar(figure, [axes], runs)
     for curve in curves:
         _, flops, loss = _thin(curve, len(curves))
-        axes.plot(flops, loss, color=BY_SIZE(norm(curve.params)), linewidth=0.6, alpha=0.55)
+        axes.plot(flops, loss, label=f"_{curve.run}", color=BY_SIZE(norm(curve.params)), linewidth=0.6, alpha=0.55)
     draw_dots(axes, runs.flops, runs.loss, runs, norm)
     fitted, found = _law(law), law["approaches"]
     if fitted:
@@ -99,8 +102,9 @@ def loss_against_compute(runs: Runs, law: Json, curves: list[Curve], narrow: boo
     axes.set_xscale("log")
     label_losses(axes)
     axes.set_xlabel("training FLOPs C")
-    axes.set_xlim(runs.flops.min() / 6, runs.flops.max() * 4)
-    axes.set_ylim(runs.loss.min() * 0.94, runs.loss.max() * 1.12)
+    before, above = (30, 1.35) if curves else (6, 1.12)  # a curve begins far to the left of its run, and above it
+    axes.set_xlim(runs.flops.min() / before, runs.flops.max() * 4)
+    axes.set_ylim(runs.loss.min() * 0.94, runs.loss.max() * above)
     if fitted or frontier["C"]:
         figure.legend(loc="outside lower center", ncols=1 if narrow else 3)
     return figure
@@ -113,7 +117,7 @@ def training_curves(runs: Runs, curves: list[Curve], narrow: bool = False) -> Fi
     norm = add_size_bar(figure, [axes], runs)
     for curve in sorted(curves, key=lambda curve: curve.params):
         tokens, _, loss = _thin(curve, len(curves))
-        axes.plot(tokens, loss, color=BY_SIZE(norm(curve.params)), linewidth=0.9)
+        axes.plot(tokens, loss, label=f"_{curve.run}", color=BY_SIZE(norm(curve.params)), linewidth=0.9)
     axes.set_xscale("log")
     label_losses(axes)
     last = max(curve.tokens.max() for curve in curves)
@@ -136,19 +140,26 @@ def isoflop_parabolas(runs: Runs, law: Json, narrow: bool = False) -> Figure:
         inside = [place[name] for name in budget["window"]]
         beyond = [place[name] for name in budget["runs"] if name not in budget["window"]]
         noise = np.nan_to_num(runs.loss_se[inside])
+        text = f"{budget['C']:.2g}".replace("e+", "e")
+        name = f"_budget {text}"
+        dots: Json = {"markersize": 4, "color": colour}
         axes.errorbar(
-            runs.params[inside], runs.loss[inside], noise, fmt="o", markersize=4, elinewidth=0.8, color=colour
+            runs.params[inside], runs.loss[inside], noise, fmt="o", elinewidth=0.8, label=f"{name}, fitted", **dots
         )
-        axes.plot(runs.params[beyond], runs.loss[beyond], "o", markersize=4, color=colour, markerfacecolor="none")
+        axes.plot(
+            runs.params[beyond], runs.loss[beyond], "o", markerfacecolor="none", label=f"{name}, not fitted", **dots
+        )
         right = max((*inside, *beyond), key=lambda i: runs.params[i])
-        text = f"{budget['C']:.2g}".replace("e+", "e") + ("" if budget["N"] else " refused")
+        text += "" if budget["N"] else " refused"
         end = (runs.params[right], runs.loss[right])
         axes.annotate(text, end, (5, 0), textcoords="offset points", color=colour, fontsize=7.5, va="center")
         if inside:
             n = np.geomspace(runs.params[inside].min(), runs.params[inside].max(), 80)
-            axes.plot(n, _slice(runs, budget, inside, n), color=colour, **({"linewidth": 1} if budget["N"] else PALE))
+            line: Json = {"color": colour, "label": f"{name}, curve"}
+            axes.plot(n, _slice(runs, budget, inside, n), **line, **({"linewidth": 1} if budget["N"] else PALE))
         if budget["N"]:
-            axes.errorbar(budget["N"], budget["loss"], xerr=_spread(budget, "N"), color=colour, **MINIMUM)
+            ends = _spread(budget, "N")
+            axes.errorbar(budget["N"], budget["loss"], xerr=ends, color=colour, label=f"{name}, minimum", **MINIMUM)
     axes.set_xscale("log")
     label_losses(axes)
     label_counts(axes.xaxis, runs.params.min(), runs.params.max())
@@ -179,10 +190,12 @@ def optimum_against_compute(runs: Runs, law: Json, prediction: Json | None, narr
             if band[f"{name}_interval"]:
                 low, high = np.transpose(band[f"{name}_interval"])
                 alpha = 0.16 if fit["status"] == "ok" else 0.07
-                axes.fill_between(band["C"], low, high, color=line["color"], alpha=alpha, linewidth=0)
+                label = f"_{approach}, 95 % interval"
+                axes.fill_between(band["C"], low, high, color=line["color"], alpha=alpha, linewidth=0, label=label)
         for budget in law["approaches"]["isoflop"]["budgets"]:
             if budget[name]:
-                axes.errorbar(budget["C"], budget[name], yerr=_spread(budget, name), color=ISOFLOP, **MINIMUM)
+                ends = _spread(budget, name)
+                axes.errorbar(budget["C"], budget[name], yerr=ends, color=ISOFLOP, label="_isoFLOP minimum", **MINIMUM)
         c = np.geomspace(runs.flops.min(), 10 * runs.flops.max(), 2)
         for form, label, dashes in PUBLISHED:
             best = form.params_law(c) if name == "N" else form.tokens_law(c)
@@ -288,21 +301,22 @@ def loss_against_rate(hyper: Json, narrow: bool = False) -> Figure:
         points = [point for point in cell["points"] if point["loss"] is not None]  # else it diverged
         x, loss, noise = (np.array([point[key] or 0.0 for point in points]) for key in ("x", "loss", "loss_se"))
         inside = np.array([point["inside"] for point in points])
-        dots: Any = {"fmt": "o", "markersize": 4, "elinewidth": 0.8, "color": colour}
+        text = short(cell["params"]) + (f", D {short(cell['tokens'])}" if sizes.count(cell["params"]) > 1 else "")
+        dots: Any = {"fmt": "o", "markersize": 4, "elinewidth": 0.8, "color": colour, "label": f"_{text}"}
         axes.errorbar(x[inside], loss[inside], noise[inside], **dots)
-        axes.plot(x[~inside], loss[~inside], "o", markersize=4, color=colour, markerfacecolor="none")
+        hollow: Any = {"markersize": 4, "color": colour, "markerfacecolor": "none", "label": f"_{text}, not fitted"}
+        axes.plot(x[~inside], loss[~inside], "o", **hollow)
         if cell["curve"]:
             rate = np.geomspace(x[inside].min(), x[inside].max(), 60)
             height = np.polynomial.polynomial.polyval(np.log(rate / cell["centre"]), cell["curve"])
-            axes.plot(rate, height, color=colour, linewidth=1)
+            axes.plot(rate, height, color=colour, linewidth=1, label=f"_{text}, curve")
         else:
             axes.plot(x, loss, color=colour, linewidth=0.8, linestyle=(0, (4, 2)))
         if cell["optimum"]:
             spread = _spread({"lr": cell["optimum"], "lr_log_se": cell["log_se"] or 0.0}, "lr")
-            axes.errorbar(cell["optimum"], cell["loss"], xerr=spread, color=colour, **MINIMUM)
+            axes.errorbar(cell["optimum"], cell["loss"], xerr=spread, color=colour, label=f"_{text}, best", **MINIMUM)
         else:
             axes.plot(x[np.argmin(loss)], loss.min(), "D", markersize=6, color=colour, markerfacecolor="none")
-        text = short(cell["params"]) + (f", D {short(cell['tokens'])}" if sizes.count(cell["params"]) > 1 else "")
         offset: Any = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
         axes.annotate(text, (x[-1], loss[-1]), color=colour, fontsize=7.5, **offset)
     axes.set_xscale("log")

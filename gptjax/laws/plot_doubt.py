@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from scipy.stats import gaussian_kde
 
 from gptjax.laws.plot import PUBLISHED
@@ -51,7 +51,8 @@ def bootstrap_clouds(law: Json, narrow: bool = False) -> Figure:
     clouds = {("alpha", "beta"): (alpha, beta), ("a", "E"): (beta / (alpha + beta), np.exp(log_e))}
     for axes, (names, drawn) in zip(panels, clouds.items(), strict=True):
         some = slice(None, None, -(-len(log_e) // CLOUD))
-        axes.plot(drawn[0][some], drawn[1][some], ".", markersize=2.5, color=PARAMETRIC, alpha=0.5, zorder=1)
+        dots: Any = {"markersize": 2.5, "color": PARAMETRIC, "alpha": 0.5, "zorder": 1, "label": "_draws"}
+        axes.plot(drawn[0][some], drawn[1][some], ".", **dots)
         axes.plot([], [], ".", color=PARAMETRIC, label="bootstrap draws")
         limits = []
         for values, name in zip(drawn, names, strict=True):
@@ -79,7 +80,7 @@ def bootstrap_clouds(law: Json, narrow: bool = False) -> Figure:
     entries = {
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=2 if narrow else 6)
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=2 if narrow else 3)
     return figure
 
 
@@ -159,7 +160,8 @@ def choices_forest(law: Json, narrow: bool = False) -> Figure:
         axes.annotate(label, (0, y), (4, 0), xycoords=axes.get_yaxis_transform(), textcoords="offset points", **heading)
         if chosen["a_interval"] and chosen["status"] == "ok":
             ends = np.clip(chosen["a_interval"], low, high)
-            axes.fill_betweenx([y - 0.5 - len(group), y - 0.5], *ends, color=colour, alpha=0.13, linewidth=0)
+            shade: Any = {"color": colour, "alpha": 0.13, "linewidth": 0, "label": f"_{approach}: as chosen, band"}
+            axes.fill_betweenx([y - 0.5 - len(group), y - 0.5], *ends, **shade)
         for entry in group:
             y -= 1
             names[y] = entry["choice"]
@@ -183,6 +185,7 @@ def _forest_line(axes: Axes, entry: Json, y: float, colour: str, limits: tuple[f
     small: Any = {"fontsize": 6.3 if narrow else 7, "va": "center", "annotation_clip": False}
     beside: Any = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", **small}
     a, sound = entry["a"], entry["status"] == "ok"
+    name = f"_{entry['approach']}: {entry['choice']}"
     word = "" if sound else entry["status"]
     if a is None:
         axes.annotate(word, (1, y), (5, 0), color=MUTED, style="italic", **beside)
@@ -191,14 +194,14 @@ def _forest_line(axes: Axes, entry: Json, y: float, colour: str, limits: tuple[f
     line: Json = {"color": colour, "linewidth": 2.2 if bold else 1.2} if sound else {"color": colour, **PALE}
     if entry["a_interval"]:
         ends = _numbers(entry["a_interval"])
-        axes.plot(np.clip(ends, *limits), [y, y], solid_capstyle="butt", **line)
+        axes.plot(ends, [y, y], solid_capstyle="butt", label=f"{name}, 95 % interval", **line)
         for end, edge, marker in zip(ends, limits, "<>", strict=True):
             if not limits[0] <= end <= limits[1]:
                 axes.plot(edge, y, marker, color=colour, markersize=4, clip_on=False, alpha=line.get("alpha"))
     if limits[0] <= a <= limits[1]:
         fill = colour if sound else PAPER
         size = 6.5 if bold else 4.5
-        axes.plot(a, y, "D" if bold else "o", markersize=size, color=colour, markerfacecolor=fill,
+        axes.plot(a, y, "D" if bold else "o", markersize=size, color=colour, markerfacecolor=fill, label=name,
                   markeredgecolor=INK if bold and sound else colour, markeredgewidth=0.8, zorder=4)  # fmt: skip
     interval = "" if narrow or not entry["a_interval"] else " ({:.3f} to {:.3f})".format(*entry["a_interval"])
     weight = "bold" if bold and sound else "normal"
@@ -267,7 +270,8 @@ def extrapolation_by_cut(law: Json, narrow: bool = False) -> Figure:
         room = max(1.1 * (cut.max() / cut.min()) ** 0.06, (12 * cut.min() / cut.max()) ** 0.5)  # a decade or more
         axes.set_xlim(cut.min() / room, cut.max() * room)
         axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xticks(cut, [f"{c:.2g}".replace("e+", "e") for c in cut])
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_xlabel("largest C fitted (FLOPs)")
     entries: Json = {}
     for axes in (errors, ratio):
@@ -311,7 +315,8 @@ def influence(runs: Runs, law: Json, narrow: bool = False) -> Figure:
         axes.axhline(fit["a"], color=PARAMETRIC, linewidth=1.2, label="estimate")
         many = len(x) > DOTS
         edges: Any = {"edgecolors": "none" if many else PAPER, "linewidths": 0.5, "rasterized": many}
-        axes.scatter(x, fit["a"] + off[kind], c=sizes, cmap=BY_SIZE, norm=norm, s=4 if many else 20, zorder=3, **edges)
+        dots: Any = {"c": sizes, "cmap": BY_SIZE, "norm": norm, "s": 4 if many else 20, "label": f"_without one {kind}"}
+        axes.scatter(x, fit["a"] + off[kind], zorder=3, **dots, **edges)
         axes.set_xscale("log")
         axes.set_ylim(fit["a"] - reach, fit["a"] + reach)
         if kind == "size":

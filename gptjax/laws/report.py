@@ -16,14 +16,21 @@ from gptjax.laws import plot, plot_doubt
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.envelope import LATE
 from gptjax.laws.fit import Choices
-from gptjax.laws.methods import NAMES, methods, say_resampling
-from gptjax.laws.page import page, picture, png, say_flops, say_interval, say_percent, table
+from gptjax.laws.methods import methods, say_resampling
+from gptjax.laws.page import page, picture, say_flops, say_interval, say_percent, say_sentence, table
+from gptjax.laws.quote import NAMES, quote, read_forecast
 from gptjax.laws.robustness import BEYOND, DRAWS, GAP
 from gptjax.laws.table import Curve, Runs, read_curves, read_rows, read_runs, short
 
 Json = dict[str, Any]
 SHOWN = 500  # rows of a table on the page; the rest stand in the files
-
+COLUMNS = 12  # of a table on the page: of a wider one, those of LEADING
+LEADING = (
+    *("run", "status", "size", "seed", "params", "tokens", "flops"),
+    *("loss", "loss_se", "bits_per_byte", "lr", "batch"),
+)
+CURVES = 300  # drawn of each figure; lines beyond cannot be told apart
+TITLE = "A scaling law"
 
 SWEEPS, NOMINAL = 100, 0.95  # simulated to count the coverage of the intervals
 
@@ -39,11 +46,17 @@ class _Plate:
 
 
 def write_report(
-    directory: Path, choices: Choices | None = None, sweeps: int = SWEEPS, done: Callable[[], Any] = lambda: None
+    directory: Path,
+    choices: Choices | None = None,
+    sweeps: int = SWEEPS,
+    done: Callable[[], Any] = lambda: None,
+    title: str = "",
 ) -> Path:
-    """Fit the law of directory/runs.csv and write law.json, figures/*.png and report.html; give the page's path.
+    """Fit the law of directory/runs.csv and write law.json, report.html and its figures; give the page's path.
 
-    The coverage of the intervals is counted on so many simulated `sweeps`; `done` is called after each.
+    Each figure stands in figures/ as SVG, PDF and PNG, with the numbers it draws as CSV. The coverage of the intervals
+    is counted on so many simulated `sweeps`; `done` is called after each. Without a `title`,
+    that of facts.json is used.
 
     Also shows, where they stand beside it: curves.csv (run, params, tokens, flops, loss), facts.json (title,
     not_run and any flat facts), prediction.json and prediction_score.json. The envelope goes through the curves only
@@ -59,13 +72,14 @@ def write_report(
     curves = _counted(curves, rows)
     facts, record = _optional(directory / "facts.json"), _optional(directory / "prediction.json")
     score = _optional(directory / "prediction_score.json").get("score")
-    title = str(facts.get("title", "A scaling law"))
+    law["quote"] = quote(law, read_forecast(directory))
+    title = title or str(facts.get("title", TITLE))
 
     (directory / "figures").mkdir(exist_ok=True)
     body = [f"<h1>{escape(title)}</h1>"]
     number = 0
     for part in (
-        *_headline(rows, law),
+        *_headline(law),
         *_optima(rows, law, record.get("prediction")),
         *_law(rows, law, curves),
         *_doubt(rows, law),
@@ -79,8 +93,9 @@ def write_report(
             body.append(part)
             continue
         number += 1
-        html, figure = picture(part.draw, number, part.title, part.caption)
-        write_file(directory / "figures" / f"{part.name}.png", png(figure))
+        html, files = picture(part.draw, number, part.title, part.caption)
+        for kind, content in files.items():
+            write_file(directory / "figures" / f"{part.name}.{kind}", content)
         body.append(html)
     write_json(directory / "law.json", law)
     write_file(directory / "report.html", page(title, body))
@@ -101,44 +116,26 @@ def _counted(curves: list[Curve], rows: Runs) -> list[Curve]:
     ]
 
 
-def _power(letter: str, coef: float, exponent: float) -> str:
-    mantissa, _, power = f"{coef:.3g}".partition("e")
-    factor = f"{mantissa} &times; 10<sup>{int(power)}</sup>".replace("-", "&minus;") if power else mantissa
-    return f"<i>{letter}</i>* = {factor} <i>C</i><sup>&thinsp;{exponent:.3f}</sup>"
+def _some(curves: list[Curve]) -> list[Curve]:
+    """Pick the curves to draw, at random where there are too many: every k-th might be all of one budget."""
+    if len(curves) <= CURVES:
+        return curves
+    picked = np.random.default_rng(0).choice(len(curves), CURVES, replace=False)
+    return [curves[i] for i in np.sort(picked)]
 
 
-def _headline(rows: Runs, law: Json) -> Iterator[str]:
-    """Say the law in numbers, each approach's exponents, and what was refused."""
+def _headline(law: Json) -> Iterator[str]:
+    """Say what to quote, each approach's exponents, and what was refused."""
     approaches = law["approaches"]
-    sound = [name for name in NAMES if approaches[name]["status"] == "ok"]
-    what = (
-        f"{law['rows']} runs, {short(rows.params.min())} to {short(rows.params.max())} parameters and "
-        f"{say_flops(rows.flops.min())} to {say_flops(rows.flops.max())} FLOPs"
-    )
-    if sound:
-        fit = approaches[sound[0]]
-        lead = (
-            f"Over {what}, the best model of a compute budget <i>C</i> has {_power('N', fit['N_coef'], fit['a'])} "
-            f"parameters (95&#8239;% interval of the exponent {say_interval(fit['a_interval'])}) and sees "
-            f"{_power('D', fit['D_coef'], fit['b'])} tokens, by the {NAMES[sound[0]]} approach."
-        )
-    else:
-        status = {fit["status"] for fit in approaches.values()}
-        verdict = "every approach refused" if status == {"refused"} else "every approach refused or is degenerate"
-        lead = f"{what[0].upper()}{what[1:]} do not determine a law: {verdict}."
+    first, *others = map(say_sentence, law["quote"].values())
+    yield f'<p class="lead">{first}</p>'
+    yield "".join(f"<p>{sentence}</p>" for sentence in others)
     table_rows = []
     for name, label in NAMES.items():
         fit = approaches[name]
         known = fit["a"] is not None
         cells = [f"{fit[key]:.3f}  ({say_interval(fit[f'{key}_interval'])})" if known else "none" for key in ("a", "b")]
         table_rows.append([label, *cells, f"{len(fit['used'])} of {law['rows']}", fit["status"]])
-    yield f'<p class="lead">{lead}</p>'
-    other = [e["a"] for e in law.get("choices", ()) if e["status"] == "ok"]
-    if len(other) > 3:
-        yield (
-            f"<p>{len(other)} fits of these runs, by every approach and under other reasonable choices, give exponents "
-            f"from {min(other):.3f} to {max(other):.3f}.</p>"
-        )
     yield table(["approach", "a, in N* ∝ Cᵃ (95 %)", "b, in D* ∝ Cᵇ (95 %)", "rows used", "status"], table_rows)
     reasons = [f"<li>{NAMES[name]}: {escape(reason)}.</li>" for name in NAMES for reason in approaches[name]["reasons"]]
     if reasons:
@@ -152,23 +149,24 @@ def _optima(rows: Runs, law: Json, said: Json | None) -> Iterator[_Plate]:
     budgets = approaches["isoflop"]["budgets"]
     if any(budget["window"] for budget in budgets):
         through = (
-            "An Akima spline of log loss in log <i>N</i> per budget, through the best run of each size (filled)"
+            "An Akima spline of log loss in log <i>N</i> goes through the best run of each size (filled points)"
             if settings["interp"] == "akima"
-            else "A parabola in log <i>N</i> per budget, through the filled points"
+            else "A parabola in log <i>N</i> goes through the filled points"
         )
         refused = sum(budget["N"] is None for budget in budgets)
-        dashed = f" Budgets refused: {refused} of {len(budgets)}; a dashed line has no minimum." if refused else ""
+        dashed = f" {refused} of {len(budgets)} budgets were refused; their lines are dashed." if refused else ""
         caption = (
-            f"{through}; open points are not fitted ({len(approaches['isoflop']['used'])} rows carry the law). "
-            f"Diamonds are the minima, with one standard error.{dashed} {convention}"
+            f"Each colour is a compute budget in FLOPs. {through}; open points were left out. The fit uses "
+            f"{len(approaches['isoflop']['used'])} rows. Diamonds mark the minima, with one standard error.{dashed} "
+            f"{convention}"
         )
         draw: Callable[..., Figure] = partial(plot.isoflop_parabolas, rows, law)
         yield _Plate("isoflop", "Loss against size at equal compute", caption, draw)
     if any(approaches[name]["band"] for name in NAMES):
         caption = (
-            "Lines are the fitted power laws with 95&#8239;% bootstrap bands, points the isoFLOP minima; a fit that is "
-            "no finding is pale and dashed, and one that was refused has no line. The published laws were fitted to "
-            "other text and to budgets above 10<sup>18</sup> FLOPs: compare their slope and not their level. "
+            "Lines are the fitted power laws with 95&#8239;% bootstrap bands, and diamonds are the isoFLOP minima. A "
+            "degenerate fit is pale and dashed; a refused one has no line. The published laws were fitted to other "
+            "text and to budgets above 10<sup>18</sup> FLOPs, so compare their slopes and not their levels. "
             f"{convention}"
         )
         draw = partial(plot.optimum_against_compute, rows, law, said)
@@ -179,32 +177,34 @@ def _law(rows: Runs, law: Json, curves: list[Curve]) -> Iterator[_Plate | str]:
     """Show the runs, the fitted loss, what it leaves, and how other forms of it do."""
     fit, envelope = law["approaches"]["parametric"], law["approaches"]["envelope"]
     yield "<h2>The law</h2>"
-    lines = "; thin lines are training loss, averaged in bins of equal log tokens" if curves else ""
+    drawn = _some(curves)
+    of = f"{len(drawn)} of {len(curves)} runs, picked at random" if len(drawn) < len(curves) else f"{len(curves)} runs"
+    lines = f" Thin lines are the training loss of {of}, averaged in bins of equal log tokens." if curves else ""
     caption = (
-        f"Each point is one of the {len(rows)} finished runs{lines}. {_envelope_words(envelope)} "
-        f"Here {escape(law['convention'])}."
+        f"Each point is the validation loss of one of the {len(rows)} finished runs.{lines} "
+        f"{_envelope_words(envelope)} Here {escape(law['convention'])}."
     )
-    draw: Callable[..., Figure] = partial(plot.loss_against_compute, rows, law, curves)
+    draw: Callable[..., Figure] = partial(plot.loss_against_compute, rows, law, drawn)
     yield _Plate("loss_compute", "Loss against compute", caption, draw)
     if fit["band"]:
         caption = (
             f"Contours of <i>L</i> = {fit['E']:.3f} + {fit['A']:.4g} / <i>N</i><sup>{fit['alpha']:.3f}</sup> + "
-            f"{fit['B']:.4g} / <i>D</i><sup>{fit['beta']:.3f}</sup> in nats, under <i>C</i> = 6<i>ND</i>; points are "
-            f"the {len(rows)} rows fitted."
+            f"{fit['B']:.4g} / <i>D</i><sup>{fit['beta']:.3f}</sup> in nats, where <i>C</i> = 6<i>ND</i>. Points are "
+            f"the {len(rows)} rows fitted; the line is the best size at each budget."
         )
         yield _Plate("contours", "The parametric law", caption, partial(plot.loss_contours, rows, law))
     if fit["errors"]:
-        caption = "Measured above predicted loss of each row, by size, tokens and compute; the band is two sd."
+        caption = "How far the measured loss of each row is above the predicted one; the band is two sd."
         yield _Plate("residuals", "What the law leaves", caption, partial(plot.residuals, rows, law))
     if curves:
-        caption = f"Training loss of {len(curves)} runs, averaged in bins of equal log tokens."
-        yield _Plate("training", "Training curves", caption, partial(plot.training_curves, rows, curves))
+        caption = f"The training loss of {of}, averaged in bins of equal log tokens; curves.csv holds them all."
+        yield _Plate("training", "Training curves", caption, partial(plot.training_curves, rows, drawn))
     hyper = law.get("hyper")
     if hyper and hyper["lr"]["cells"]:
         caption = (
-            "Loss against peak learning rate in each cell of size and tokens; filled points carry the curve, diamonds "
-            "the best rate with one standard error. Hollow diamonds are the best of those tried where no optimum is "
-            "bracketed."
+            "Each colour is a cell: one size trained on one number of tokens. The curve goes through filled points. "
+            "A filled diamond is the best rate, with one standard error; a hollow one is only the best of those tried, "
+            "because no minimum lies between them."
         )
         yield _Plate("rates", "Loss against learning rate", caption, partial(plot.loss_against_rate, hyper))
     if law.get("forms"):
@@ -214,14 +214,14 @@ def _law(rows: Runs, law: Json, curves: list[Curve]) -> Iterator[_Plate | str]:
 def _envelope_words(found: Json) -> str:
     """Say what the envelope goes through."""
     if found["method"] != "training curves":
-        return "The envelope goes through finished runs only, straight between budgets."
+        return "The envelope goes through finished runs only, in straight lines between budgets."
     if not found["run_share"]:
         return "No training curve reaches the envelope."
     low, middle, high = (say_percent(share) for share in np.quantile(found["run_share"], (0, 0.5, 1)))
     return (
         f"The envelope goes through the training curves: its points lie {low} to {high} of the way through their runs, "
-        f"half of them beyond {middle}. Before the last {say_percent(1 - LATE)} of a run it is dashed: there a "
-        "schedule had not ended, and a run that had ended there would have less loss."
+        f"half of them beyond {middle}. It is dashed before the last {say_percent(1 - LATE)} of a run: the learning "
+        "rate was still high there, and a run that ended there would have a lower loss."
     )
 
 
@@ -240,10 +240,10 @@ def _forms(forms: list[Json]) -> Iterator[str]:
     yield "<p>The same rows under other forms of the law:</p>"
     yield table(header, cells)
     yield (
-        '<p class="note muted">Each by least squares of log loss; rms is of its errors. ΔAICc, above the best form, '
-        "charges for coefficients and takes errors to be independent. Beyond: the form fitted to the rows up to "
-        f"{say_flops(forms[0]['cut'])} FLOPs, on those above. A power law of one variable can only do well where that "
-        "variable limits the loss.</p>"
+        '<p class="note muted">Each form was fitted by least squares of log loss; rms is the root mean square of its '
+        "errors. ΔAICc counts from the best form; it charges for every coefficient and takes the errors to be "
+        f"independent. Beyond is the rms error on the rows above {say_flops(forms[0]['cut'])} FLOPs of the form fitted "
+        "to the rows below. A power law of one variable can only do well where that variable limits the loss.</p>"
     )
 
 
@@ -255,24 +255,25 @@ def _doubt(rows: Runs, law: Json) -> Iterator[_Plate | str]:
     yield "<h2>How sure it is</h2>"
     count = len(fit["theta_draws"])
     caption = (
-        f"{min(plot_doubt.CLOUD, count)} of {count} bootstrap draws ({say_resampling(fit)}); the curves hold 68 and "
-        "95&#8239;% of all draws, by a kernel density. Published fits are marked where they fall inside the frame, "
-        f"which ends {plot_doubt.WIDEST:g} times as far out as the middle 68&#8239;% of the draws."
+        f"{min(plot_doubt.CLOUD, count)} of {count} bootstrap draws ({say_resampling(fit)}). The curves enclose 68 and "
+        "95&#8239;% of all draws, by a kernel density. The frame reaches "
+        f"{plot_doubt.WIDEST:g} times as far as the middle 68&#8239;% of draws; published fits inside it are marked."
     )
     draw: Callable[..., Figure] = partial(plot_doubt.bootstrap_clouds, law)
     yield _Plate("bootstrap", "Bootstrap draws of the parametric law", caption, draw)
     caption = (
-        "The least objective at each value, all else free, above its minimum, as a multiple of the rise that ends a "
-        "95&#8239;% interval. The objective is no likelihood, so that rise is scaled by the errors' spread and "
-        "curvature; an arrow marks an interval that the grid does not close. Below, the bootstrap's interval."
+        "Each coefficient is held at a value while the others are fitted again. The curve shows how far the objective "
+        "rises above its minimum; at 1 it ends the 95&#8239;% interval. The objective is not a likelihood, so this bar "
+        "is scaled by the spread and curvature of the errors. An arrow marks an end beyond the values tried. The line "
+        "below is the interval of the bootstrap."
     )
     yield _Plate("profile", "Profiles of the objective", caption, partial(plot_doubt.profiles, law))
     jackknife = " and ".join(
         f"{found['a_se']:.4f} over {len(found['a'])} {kind}s" for kind, found in fit["influence"].items()
     )
     caption = (
-        "The exponent <i>a</i> of the parametric fit without each size and without each row, the farthest named. "
-        f"Jackknife standard error of <i>a</i>: {jackknife}; the bootstrap's is {fit['a_se']:.4f}."
+        "The exponent <i>a</i> of the parametric fit when one size, or one row, is left out; those that move it most "
+        f"are named. The jackknife's standard error of <i>a</i> is {jackknife}; the bootstrap's is {fit['a_se']:.4f}."
     )
     draw = partial(plot_doubt.influence, rows, law)
     yield _Plate("influence", "What a single size or row decides", caption, draw)
@@ -323,14 +324,14 @@ def _choices(law: Json) -> Iterator[_Plate | str]:
     reach = f" At {BEYOND:g} times the largest budget the best size is {short(min(sizes))} to {short(max(sizes))} by " \
         "these fits." if sizes else ""  # fmt: skip
     words = (
-        f" {len(troubled)} of {len(entries)} fits are refused, with that word only, or degenerate, pale, hollow and "
-        "named so."
+        f" {len(troubled)} of {len(entries)} fits are refused or degenerate, and say so; the degenerate ones are pale "
+        "and hollow."
         if troubled
         else ""
     )
     caption = (
-        f"The exponent <i>a</i> with its 95&#8239;% interval ({DRAWS} draws) under each choice in turn, all else as "
-        f"chosen; the band is the interval as chosen.{words}{reach}"
+        f"The exponent <i>a</i> with its 95&#8239;% interval ({DRAWS} draws) when one choice at a time is changed. The "
+        f"band is the interval of the fit as chosen.{words}{reach}"
     )
     yield _Plate("choices", "The exponent under other choices", caption, partial(plot_doubt.choices_forest, law))
     if troubled:
@@ -349,10 +350,10 @@ def _extrapolation(law: Json) -> Iterator[_Plate | str]:
     scored = " to ".join(dict.fromkeys(str(e["rows_beyond"]) for e in (cuts[0], cuts[-1])))
     largest = law["ranges"]["C"][1]
     caption = (
-        f"Left: the parametric law of the runs up to <i>C</i> (of {fitted} rows) against runs beyond {GAP:g}<i>C</i> "
-        f"({scored} rows), in per cent of loss. Right: <i>N</i>* at the largest budget, {say_flops(largest)} FLOPs, by "
-        "such a smaller sweep over what all rows give by the same approach, on a logarithmic axis. Hollow points are "
-        "degenerate fits, whose errors may lie beyond the frame; crosses are refused ones."
+        f"Left: the parametric law is fitted to the runs up to <i>C</i> ({fitted} rows) and predicts those beyond "
+        f"{GAP:g}<i>C</i> ({scored} rows); shown is its error in per cent of loss. Right: <i>N</i>* at the largest "
+        f"budget, {say_flops(largest)} FLOPs, as such a smaller sweep gives it, divided by what all rows give. Hollow "
+        "points are degenerate fits, whose errors may lie outside the frame; crosses are refused fits."
     )
     draw = partial(plot_doubt.extrapolation_by_cut, law)
     yield _Plate("extrapolation", "What a smaller sweep would have said", caption, draw)
@@ -381,19 +382,23 @@ def _prediction(rows: Runs, law: Json, record: Json, score: Json | None) -> Iter
     yield f"<p>{text}</p>"
     yield f'<p class="note muted">sha256 {escape(record["sha256"])}</p>'
     if law["approaches"]["parametric"]["band"]:
-        bar = "the interval written down before it was trained" if ends else "what was predicted, without an interval"
-        caption = f"The held-out run and {bar}; dots are the rows about the parametric law."
+        bar = "the interval written down before it was trained" if ends else "its prediction, which had no interval"
+        caption = f"The held-out run and {bar}. Dots are the rows behind the law, as far as they lie off it."
         draw = partial(plot.prediction_against_outcome, rows, law, said, score)
         yield _Plate("prediction", "Prediction and outcome", caption, draw)
 
 
 def _rows(path: Path, law: Json) -> Iterator[str]:
     header, rows = read_rows(path)
-    cells = [[_cell(row[name]) for name in header] for _, row in rows[:SHOWN]]
+    shown = header if len(header) <= COLUMNS else [name for name in LEADING if name in header]
+    cells = [[_cell(row[name]) for name in shown] for _, row in rows[:SHOWN]]
     yield "<h2>The rows behind the numbers</h2>"
-    if len(rows) > SHOWN:
-        yield f"<p>The first {SHOWN} of {len(rows)} rows; all stand in {escape(path.name)}.</p>"
-    yield table(header, cells, tall=True)
+    if len(rows) > SHOWN or len(shown) < len(header):
+        yield (
+            f"<p>{len(cells)} of {len(rows)} rows and {len(shown)} of {len(header)} columns; all stand in "
+            f"{escape(path.name)}.</p>"
+        )
+    yield table(shown, cells, tall=True)
     dropped = [[item["run"], "all", item["reason"]] for item in law["dropped"]]
     for name, label in NAMES.items():
         dropped += [[item["run"], label, item["reason"]] for item in law["approaches"][name]["dropped"]]

@@ -66,6 +66,7 @@ STYLE: Any = {
     "axes.facecolor": "none",
     "svg.fonttype": "path",
     "svg.hashsalt": "gptjax",
+    "pdf.fonttype": 42,  # TrueType, which publishers ask for and editors can change
     "figure.constrained_layout.use": True,
 }
 LOOKS = {  # the widest first, so that lines that agree all show
@@ -130,7 +131,7 @@ def draw_dots(axes: Axes, x: Floats, y: Floats, runs: Runs, norm: LogNorm) -> No
     many = len(runs) > DOTS
     axes.scatter(
         x, y, c=runs.params, cmap=BY_SIZE, norm=norm, s=4 if many else 20, edgecolors="none" if many else PAPER,
-        linewidths=0.5, zorder=3, rasterized=many,
+        linewidths=0.5, zorder=3, rasterized=many, label="_runs",
     )  # fmt: skip
 
 

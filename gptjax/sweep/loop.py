@@ -97,7 +97,7 @@ def judge(run: PlannedRun, directory: Path) -> None:
 
 
 def publish(sweep: SweepConfig, plan: Plan, directory: Path, began: float) -> None:
-    """Write the facts and the report."""
+    """Write the facts and the report, and say what to quote of it."""
     repeated = [row for row in Ledger(directory).rows().values() if row.get("epochs", 0) > 1]
     if repeated:
         most = max(repeated, key=lambda row: row["epochs"])
@@ -109,6 +109,7 @@ def publish(sweep: SweepConfig, plan: Plan, directory: Path, began: float) -> No
     write_facts(sweep, plan, directory, manifests, time.perf_counter() - began)
     with tqdm(total=SWEEPS, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
         write_report(directory, done=bar.update)
+    print("\n".join(read_json(directory / "law.json")["quote"].values()))
 
 
 def write_tables(cells: Plan, directory: Path) -> None:
@@ -232,7 +233,7 @@ def write_facts(sweep: SweepConfig, cells: Plan, directory: Path, manifests: lis
     optim = sweep.base.optim
     paid, credited = (sum(getattr(run, name) for run in cells.runs) for name in ("flops_paid", "flops"))
     facts = {
-        "title": f"A scaling law of {manifests[0].corpus} text",
+        "title": sweep.title or f"A scaling law of {manifests[0].corpus} text",
         "corpus": ", ".join(manifest.corpus for manifest in manifests),
         "tokenizer": sweep.base.data.tokenizer,
         "training tokens available": sum(manifest.splits["train"].tokens for manifest in manifests),

@@ -117,6 +117,7 @@ class SweepConfig:
     speed: Speed = Speed(2e10)  # of the machine, for the predicted seconds
     workers: int = 1  # processes on this machine, each on its share of the cores
     pack: int = 8  # most runs of one shape that a process alone on its devices trains together; 1: each by itself
+    title: str = ""  # of the report; empty: named after the corpus
 
     def __post_init__(self) -> None:
         for name in RULES:
