@@ -13,7 +13,7 @@ from gptjax.errors import BadInput
 from gptjax.files import read_json, write_json
 from gptjax.models.count import count, flops_per_token
 from gptjax.models.gpt import GPTConfig
-from gptjax.question import fingerprint
+from gptjax.question import check_values, fingerprint
 from gptjax.sweep.rules import Rule, always, warmup_of_params
 from gptjax.train.optim import cooldown_start
 
@@ -64,6 +64,7 @@ class SweepConfig:
     pack: int = 8  # runs of one shape that a process alone on its devices may train together; 1: none
 
     def __post_init__(self) -> None:
+        check_values(self, unchecked=("seeds", "tokens_per_param"))  # a run checks its seed; a limit may be infinite
         for name in ("lr", "batch_tokens", "b2", "warmup_tokens"):
             rule = getattr(self, name)
             if isinstance(rule, int | float):
