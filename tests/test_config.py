@@ -156,8 +156,8 @@ def test_any_value_of_any_field_is_refused_in_a_line_or_makes_a_run_that_can_be_
         assert np.isfinite(learning_rates(config.optim, 0, 3, config.steps)).all()
 
 
-WRONG = ("seed=-1", "seed=9223372036854775808", "optim.lr=1e400", "optim.weight_decay=NaN", "z_loss=NaN", "optim.lr=true",
-         "steps=100000000000000000000", "evaluate.every=-1")  # fmt: skip
+WRONG = ("seed=-1", "seed=9223372036854775808", "optim.lr=1e400", "optim.weight_decay=NaN", "z_loss=NaN",
+         "optim.lr=true", "steps=100000000000000000000", "evaluate.every=-1")  # fmt: skip
 
 
 @pytest.mark.parametrize("text", WRONG)
