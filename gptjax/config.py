@@ -17,7 +17,7 @@ from gptjax.errors import BadInput
 from gptjax.fields import in_words
 from gptjax.files import read_json
 from gptjax.models.gpt import GPTConfig
-from gptjax.question import check_choices, gained, how
+from gptjax.question import check_values, difference, fingerprint, gained, how
 from gptjax.sharding import MeshConfig, Rules
 from gptjax.train.optim import OptimConfig
 from gptjax.train.tune import TuneConfig
@@ -34,6 +34,9 @@ class EvalConfig:
     every: int = how(0)  # 0: only at the end
 
     def __post_init__(self) -> None:
+        check_values(self, "evaluate.")
+        if self.every < 0:
+            raise BadInput(f"evaluate.every = {self.every} must be 0 (only at the end) or more steps")
         if self.batch < 1 or self.sequences < max(2, self.batch):
             raise BadInput(
                 f"evaluate.sequences {self.sequences} must be 2 or more and at least evaluate.batch {self.batch}"
@@ -51,6 +54,9 @@ class SaveConfig:
     at: tuple[int, ...] = ()  # saved and kept
 
     def __post_init__(self) -> None:
+        check_values(self, "save.")
+        if self.every < 0 or any(step < 0 for step in self.at):
+            raise BadInput(f"save.every = {self.every} and save.at = {self.at} count steps; give 0 or more")
         if self.keep < 2:
             raise BadInput(f"save.keep = {self.keep} must be at least 2: one is intact while another is written")
         if self.keep_best < 0:
@@ -74,7 +80,7 @@ class InitFrom:
     what: Literal["state", "weights"] = gained("state")
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_values(self, "init_from.")
         if self.step < 0:
             raise BadInput(f"init_from.step {self.step} must be 0 or more")
 
@@ -102,6 +108,11 @@ class RunConfig:
     rules: Rules = how(Rules())
 
     def __post_init__(self) -> None:
+        check_values(self, unchecked=("seed",))
+        if type(self.seed) is not int or not 0 <= self.seed < 2**63:
+            raise BadInput(f"seed = {self.seed!r} must be a whole number from 0 to 2^63 - 1")
+        if self.z_loss < 0:
+            raise BadInput(f"z_loss = {self.z_loss} must be 0 or more")
         for name in ("batch", "steps", "accumulate", "steps_per_call", "log_every"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} = {getattr(self, name)} must be at least 1")
@@ -180,8 +191,24 @@ def _first_cause(error: BaseException, path: str = "") -> str:
     return f"{path[1:]}: {error}" if path else str(error)
 
 
+def from_file(kind: type[T], path: Path) -> T:
+    """Read a config, or what else `to_json` wrote, from a file; BadInput names the file."""
+    content = read_json(path)
+    try:
+        return from_json(kind, content)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
 def load_config(path: Path) -> RunConfig:
-    return from_json(RunConfig, read_json(path))
+    return from_file(RunConfig, path)
+
+
+def differs(directory: Path, config: RunConfig) -> str:
+    """Say in brackets where a run differs from the one whose directory this is; "" where that one is not known."""
+    path = directory / "config.json"
+    begun = load_config(path) if path.is_file() else config
+    return f" ({difference(config, begun)})" if fingerprint(begun) != fingerprint(config) else ""
 
 
 def override(config: T, assignments: list[str]) -> T:

@@ -2,13 +2,19 @@
 
 import hashlib
 import json
+from collections.abc import Container, Hashable, Mapping
 from dataclasses import Field, field, fields, is_dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from numbers import Integral, Real
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gptjax.errors import BadInput
 
 T = TypeVar("T")
+SHOWN = 5  # fields that `difference` names
+LIMIT = 2**31  # whole numbers of a config are below it: a device counts steps and sizes in 32 bits
+INFINITE = 3.4e38  # other numbers are below this: a device computes with them in 32 bits
 
 
 def how(default: T) -> T:
@@ -21,19 +27,53 @@ def gained(default: T) -> T:
     return field(default=default, metadata={"gained": True})
 
 
-def check_choices(config: Any) -> None:
-    """Refuse a value that the Literal type of its field does not list."""
-    for name, choices in _choices(type(config)).items():  # type: ignore[arg-type]  # a class is hashable
+def check_values(config: Any, prefix: str = "", *, unchecked: Container[str] = ()) -> None:
+    """Refuse a value that is not of its field's type; a list becomes a tuple, and a whole number a float, where due.
+
+    Numbers are finite, whole ones below `LIMIT`, and a truth value is no number. `prefix` is where the config stands in
+    a run, for the message; fields named in `unchecked` have other bounds, which the caller checks.
+    """
+    types: dict[str, Any] = _types(type(config))  # type: ignore[arg-type]  # a class is hashable
+    for name, kind in types.items():
         value = getattr(config, name)
-        if value not in choices:
-            raise BadInput(f"{name} = {value!r} is not one of {', '.join(choices)}")
+        if isinstance(value, list) and get_origin(kind) is tuple:
+            object.__setattr__(config, name, value := tuple(value))
+        if name not in unchecked and (wrong := _wrong(value, kind)):
+            raise BadInput(f"{prefix}{name} = {value!r} {wrong}")
+        if kind is float and type(value) is int:
+            object.__setattr__(config, name, float(value))
 
 
-@cache  # a sweep makes tens of thousands of configs, and reading type hints takes longer than all else
-def _choices(kind: type) -> dict[str, tuple[str, ...]]:
-    """Return what each Literal field of a class may be."""
-    hints = get_type_hints(kind).items()
-    return {name: get_args(hint) for name, hint in hints if get_origin(hint) is Literal}
+@cache
+def _types(kind: Hashable) -> dict[str, Any]:
+    return get_type_hints(kind)  # which is slow, and a plan makes thousands of configs
+
+
+def _wrong(value: Any, kind: Any) -> str:
+    """Say how a value breaks the rule of its type, "" if it does not; a type that has no rule takes anything."""
+    inner = get_args(kind)
+    if get_origin(kind) is Literal:
+        listed = any(value == choice and type(value) is type(choice) for choice in inner)
+        return "" if listed else f"is not one of {', '.join(map(str, inner))}"
+    if get_origin(kind) in (Union, UnionType):
+        wrongs = [_wrong(value, one) for one in inner]
+        return "" if "" in wrongs else wrongs[0]
+    if get_origin(kind) is tuple:
+        kinds = inner[:1] * len(value) if isinstance(value, tuple) and inner[-1] is ... else inner
+        if not isinstance(value, tuple) or len(value) != len(kinds):
+            return "must be a list" if inner[-1] is ... else f"must be a list of {len(inner)}"
+        wrongs = [f"has {item!r}, which {w}" for item, k in zip(value, kinds, strict=True) if (w := _wrong(item, k))]
+        return next(iter(wrongs), "")
+    if kind is float:
+        finite = isinstance(value, Real) and not isinstance(value, bool) and -INFINITE < value < INFINITE  # type: ignore[operator]
+        return "" if finite else "must be a finite number"
+    if kind is int:
+        whole = isinstance(value, Integral) and not isinstance(value, bool)
+        return "must be a whole number" if not whole else "" if abs(value) < LIMIT else f"must be below {LIMIT:,}"
+    if isinstance(kind, type) and not isinstance(value, kind):
+        words = {bool: "must be true or false", str: "must be text", type(None): "must be null"}
+        return words.get(kind, f"must be a {kind.__name__}")
+    return ""
 
 
 def question(config: Any) -> Any:
@@ -47,6 +87,24 @@ def question(config: Any) -> Any:
 
 def _is_asked(config: Any, f: Field[Any]) -> bool:
     return not (f.metadata.get("how") or (f.metadata.get("gained") and getattr(config, f.name) == f.default))
+
+
+def difference(ours: Any, theirs: Any) -> str:
+    """Say in which fields two configs ask for different things, with both values; theirs may be of a file."""
+    one, other = _leaves(question(ours)), _leaves(question(theirs))
+    names = [name for name in {**one, **other} if one.get(name, "absent") != other.get(name, "absent")]
+    said = [f"{name} is {other.get(name, 'absent')} there and {one.get(name, 'absent')} here" for name in names[:SHOWN]]
+    more = [f"{len(names) - SHOWN} more"] if len(names) > SHOWN else []
+    return ", ".join(said + more)
+
+
+def _leaves(value: Any, path: str = "") -> dict[str, str]:
+    """Return the values of a question as JSON, by the path of their field; a list is one value."""
+    if isinstance(value, Mapping):
+        parts = [_leaves(item, f"{path}.{key}" if path else key) for key, item in value.items()]
+        return {name: text for part in parts for name, text in part.items()}
+    whole = isinstance(value, float) and value.is_integer() and abs(value) < 1e15
+    return {path: json.dumps(int(value) if whole else value)}
 
 
 def fingerprint(config: Any) -> str:

@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gptjax.errors import BadInput
 from gptjax.params import Params, map_axes
+from gptjax.question import check_values
 
 Split = str | tuple[str, ...] | None
 
@@ -34,6 +35,12 @@ class MeshConfig:
     fsdp: int = 1  # shares of weights, gradients and moments, each with its share of the batch
     context: int = 1  # shares of the sequence
     tensor: int = 1  # shares of heads, MLP and vocabulary
+
+    def __post_init__(self) -> None:
+        check_values(self, "mesh.")
+        sizes = asdict(self)
+        if any(size < 1 and size != -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+            raise BadInput(f"mesh {sizes} must have sizes of 1 or more and at most one -1; data is -1 unless given")
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,9 @@ class Rules:
     mlp: Split = "tensor"
     vocab: Split = ("tensor", "pipeline")  # else every stage would compute the whole head
     lora: Split = None  # the rank of adapters (train/tune.py)
+
+    def __post_init__(self) -> None:
+        check_values(self, "rules.")
 
 
 @dataclass(frozen=True)
@@ -130,8 +140,6 @@ def mesh_sizes(config: MeshConfig, n_devices: int) -> dict[str, int]:
     sizes = asdict(config)
     known = math.prod(size for size in sizes.values() if size != -1)
     free = [name for name, size in sizes.items() if size == -1]
-    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
-        raise BadInput(f"mesh {sizes} must have sizes of 1 or more and at most one -1; data is -1 unless given")
     if n_devices % known or (not free and known != n_devices):
         raise BadInput(f"mesh {sizes} does not cover {n_devices} devices; their product must be {n_devices}")
     return {name: n_devices // known if size == -1 else size for name, size in sizes.items()}

@@ -1,16 +1,26 @@
 """A run is a value: JSON round trip, fingerprint of the question alone, overrides, errors that teach."""
 
+import functools
 import json
-from dataclasses import replace
+import math
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
+from gptjax.cli import main
 from gptjax.config import InitFrom, RunConfig, from_json, override, to_json
 from gptjax.data.loader import DataConfig, Source
 from gptjax.errors import BadInput
-from gptjax.models.gpt import GPTConfig
-from gptjax.question import fingerprint
+from gptjax.models.gpt import GPTConfig, gpt
+from gptjax.question import difference, fingerprint
 from gptjax.sharding import MeshConfig, Rules
+from gptjax.sweep.plan import SweepConfig
+from gptjax.train.optim import learning_rates, make_optimizer
+from gptjax.train.tune import tuned
 
 CONFIG = RunConfig(
     model=GPTConfig(rope_scaling=(8.0, 1.0, 4.0, 8192), positions="rope"),
@@ -89,3 +99,99 @@ def test_unknown_keys_and_wrong_types_in_json_are_named_by_path():
     content["model"]["depth"] = 3
     with pytest.raises(BadInput, match="depth"):
         from_json(RunConfig, content)
+
+
+SMALL = RunConfig(model=GPTConfig(vocab_size=64, context=16, d_model=32, n_layers=2, n_heads=2))
+NONSENSE = [
+    0,
+    -1,
+    True,
+    "x",
+    [],
+    {},
+    None,
+    math.nan,
+    math.inf,
+    -math.inf,
+    1e300,
+    2**31,
+    2**63,
+    10**400,
+    [-1],
+    [math.nan],
+]
+
+
+def places(config: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Give the path of every field of a config and of the configs in it."""
+    for f in fields(config):
+        value = getattr(config, f.name)
+        yield from places(value, (*path, f.name)) if is_dataclass(value) else [(*path, f.name)]
+
+
+def changed(config: Any, path: tuple[str, ...], value: Any) -> Any:
+    name, *rest = path
+    return replace(config, **{name: changed(getattr(config, name), tuple(rest), value) if rest else value})
+
+
+def at(config: Any, path: tuple[str, ...]) -> Any:
+    return functools.reduce(getattr, path, config)
+
+
+@pytest.mark.parametrize("path", [*places(SMALL), ("init_from", "step"), ("data", "sources")], ids=".".join)
+@pytest.mark.filterwarnings("error")
+def test_any_value_of_any_field_is_refused_in_a_line_or_makes_a_run_that_can_be_built(path):
+    base = replace(SMALL, init_from=InitFrom("trunk", 4)) if path[0] == "init_from" else SMALL
+    for value in NONSENSE:
+        try:
+            config = changed(base, path, value)
+        except BadInput as error:
+            assert "\n" not in str(error) and path[-1] in str(error)
+            continue
+        assert value is not True or isinstance(at(base, path), bool | None)
+        assert from_json(RunConfig, json.loads(json.dumps(to_json(config), allow_nan=False))) == config
+        model = tuned(gpt(config.model), config.tune)
+        make_optimizer(config.optim, model.trained, config.model)
+        jax.eval_shape(model.init, jax.random.key(config.seed))
+        assert np.isfinite(learning_rates(config.optim, 0, 3, config.steps)).all()
+
+
+WRONG = ("seed=-1", "seed=9223372036854775808", "optim.lr=1e400", "optim.weight_decay=NaN", "z_loss=NaN",
+         "optim.lr=true", "steps=100000000000000000000", "evaluate.every=-1")  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_nonsense_on_the_command_line_is_refused_before_anything_is_written(text, tmp_path, capsys):
+    file = tmp_path / "experiment.py"
+    file.write_text("from gptjax.config import RunConfig\nrun = RunConfig\n")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", str(file), "--dir", str(tmp_path / "run"), "--set", text])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and said.count("\n") == 1 and text.partition("=")[0].rpartition(".")[2] in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_sweep_refuses_what_is_no_number():
+    for wrong in ({"budgets": (math.nan,)}, {"budgets": (math.inf,)}, {"lr_factors": (True,)}, {"min_steps": 1.5}):
+        settings = {"base": SMALL, "sizes": (1,), "shape": lambda n: SMALL.model, "lr": 1e-3, "batch_tokens": 64.0}
+        with pytest.raises(BadInput, match=next(iter(wrong))):
+            SweepConfig(**settings | {"budgets": (1e9,)} | wrong)
+
+
+def test_a_list_is_as_good_as_a_tuple_and_a_whole_number_as_a_float():
+    listed = replace(CONFIG, z_loss=0, data=replace(CONFIG.data, sources=list(CONFIG.data.sources)))
+    assert listed == CONFIG and hash(listed) == hash(CONFIG) and fingerprint(listed) == fingerprint(CONFIG)
+
+
+GOLDEN = ("af8843969b3dc02e", "4070dc9a3813dd91")  # as they were on 2026-11-29; every result on disk has one
+
+
+def test_fingerprints_of_finished_runs_do_not_move():
+    assert (fingerprint(RunConfig()), fingerprint(CONFIG)) == GOLDEN
+
+
+def test_what_differs_is_named_with_both_values():
+    other = replace(CONFIG, seed=3, optim=replace(CONFIG.optim, lr=0.5), log_every=7, init_from=None)
+    said = difference(other, CONFIG)
+    assert "seed is 0 there and 3 here" in said and "optim.lr is 0.0003 there and 0.5 here" in said
+    assert "log_every" not in said and "init_from" in said and difference(CONFIG, CONFIG) == ""

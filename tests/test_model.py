@@ -16,6 +16,7 @@ from gptjax.models import layers, stack
 from gptjax.models.gpt import GPTConfig, gpt
 from gptjax.models.layers import attend, project
 from gptjax.models.norm import normalize
+from gptjax.params import named, nested
 from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh, use
 
 T = 12
@@ -346,3 +347,15 @@ def test_bad_sequences_and_meshes_are_refused():
         layout.params(gpt(LLAMA).axes, init(LLAMA))
     with pytest.raises(BadInput, match="does not cover 8 devices"):
         make_mesh(MeshConfig(data=3))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_padding_the_vocabulary_changes_no_weight_and_no_logit(tied):
+    plain = GPTConfig(vocab_size=50, context=16, d_model=32, n_layers=2, n_heads=4, tied=tied)
+    padded = replace(plain, vocab_multiple=16)
+    tokens = jnp.arange(32).reshape(2, 16)
+    one, other = (named(gpt(config).init(jax.random.key(0))) for config in (plain, padded))
+    for name in one:
+        np.testing.assert_array_equal(other[name][tuple(map(slice, one[name].shape))], one[name], err_msg=name)
+    a, b = (gpt(c).apply(nested(w), tokens) for c, w in ((plain, one), (padded, other)))
+    np.testing.assert_allclose(b[..., :50], a, atol=1e-5)

@@ -15,6 +15,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gptjax.config import EvalConfig, InitFrom, RunConfig, SaveConfig, to_json
 from gptjax.data.corpora import markov_entropy
@@ -24,7 +26,7 @@ from gptjax.errors import BadInput
 from gptjax.models.gpt import GPTConfig
 from gptjax.sharding import Layout, MeshConfig, make_mesh
 from gptjax.train.checkpoint import Checkpoints
-from gptjax.train.loop import PREEMPTED, Preempted, compile_ahead, make_loader, train
+from gptjax.train.loop import PREEMPTED, Preempted, compile_ahead, cut, make_loader, train
 from gptjax.train.metrics import read_metrics
 from gptjax.train.optim import OptimConfig, cooldown_start, without_schedule
 from gptjax.train.profile import traced
@@ -207,6 +209,74 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_taken(config, who
     assert_same_run(whole, run, 40)
 
 
+@given(
+    every=st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(0, 9)),
+    at=st.lists(st.integers(0, 70), max_size=3),
+    steps=st.integers(1, 60),
+    data=st.data(),
+)
+def test_calls_cover_the_steps_end_where_something_is_due_and_are_those_of_the_whole_run(every, at, steps, data):
+    save = SaveConfig(every=every[1], at=tuple(at))
+    config = RunConfig(steps=steps, steps_per_call=every[0], save=save, evaluate=EvalConfig(every=every[2]),
+                       optim=OptimConfig(warmup=0))  # fmt: skip
+    calls = list(cut(config, 0))
+    assert [step for call in calls for step in call] == list(range(steps))
+    ends = {call.stop for call in calls}
+    assert ends == {n for n in range(1, steps + 1) if n == steps or n in at or any(e and n % e == 0 for e in every)}
+    first = data.draw(st.sampled_from([0, *ends]))
+    assert list(cut(config, first)) == [call for call in calls if call.start >= first]
+
+
+def test_a_run_of_any_length_is_cut_as_it_goes():
+    longest = RunConfig(steps=2**31 - 1, save=SaveConfig(every=1), optim=OptimConfig(warmup=0))
+    assert next(iter(cut(longest, 0))) == range(1)
+
+
+INTERRUPT = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from gptjax.cli import main
+from gptjax.train import loop
+from gptjax.train.checkpoint import Checkpoints
+
+save, pid = Checkpoints.save, os.getpid()
+def save_and_signal(self, step, *values):
+    save(self, step, *values)
+    if step == 20:
+        if sys.argv[3] == "INT":
+            self.wait()
+            signal.raise_signal(signal.SIGINT)
+        else:
+            loop.hosts.preempted([])
+            def storm():
+                while True:
+                    os.kill(pid, signal.SIGTERM)
+                    time.sleep(0.002)
+            os.kill(pid, signal.SIGTERM)
+            threading.Thread(target=storm, daemon=True).start()
+Checkpoints.save = save_and_signal
+main(["train", sys.argv[1], "--dir", sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize("name", ["INT", "TERM"])
+def test_who_is_told_to_stop_says_what_is_saved_whatever_else_comes(config, whole, tmp_path, name):
+    (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
+    file = tmp_path / "experiment.py"
+    file.write_text(f"import pathlib\nfrom gptjax.config import load_config\n"
+                    f"def run(): return load_config(pathlib.Path({str(tmp_path / 'config.json')!r}))\n")  # fmt: skip
+    command = [sys.executable, "-c", INTERRUPT, str(file), str(tmp_path / "run"), name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    if name == "INT":
+        assert done.returncode == 130, done.stderr
+        assert done.stderr.endswith("step 20 of 40 is saved; run the same command again to go on\n")
+        assert "Traceback" not in done.stderr
+    else:
+        assert done.returncode == PREEMPTED, done.stderr
+    train(config, tmp_path / "run")
+    assert_same_run(whole, tmp_path / "run", 40)
+
+
 def test_divergence_is_a_result_with_its_reason(config, tmp_path):
     wild = replace(config, optim=replace(config.optim, lr=1e6))
     result = train(wild, tmp_path / "run")
@@ -267,7 +337,7 @@ def test_calls_after_the_first_are_recorded_also_when_a_run_ends_early(calls, ta
     open_at: list[int] = []
     monkeypatch.setattr(jax.profiler, "start_trace", lambda *_, **__: open_at.append(1))
     monkeypatch.setattr(jax.profiler, "stop_trace", lambda: open_at.pop())
-    batches = traced(iter(range(calls)), calls, tmp_path)
+    batches = traced(iter(range(calls)), iter([range(1)] * calls), tmp_path)
     seen = [batch for _, batch in zip(range(taken), batches, strict=False) if open_at]
     batches.close()
     assert seen == list(recorded) and not open_at

@@ -1,7 +1,7 @@
 """Batches on their way to the devices: prepared ahead by a thread, or cut there from tokens that stay on them."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -20,7 +20,7 @@ from gptjax.data.store import TokenStore
 READ_TOKENS = 2**15  # that small calls have together: read one by one, a call costs more than its tokens
 
 
-def prefetch(loader: Loader, calls: Sequence[range], sharding: NamedSharding) -> Iterator[Batch]:
+def prefetch(loader: Loader, calls: Iterable[range], sharding: NamedSharding) -> Iterator[Batch]:
     """Yield the stacked, placed batches of each call's steps, which follow each other, prepared ahead by a thread."""
     prepare = Resident(loader, sharding) if may_reside(loader, sharding) else partial(_send, loader, sharding)
     groups = _together(calls, READ_TOKENS // (loader.batch * loader.seq_len))
@@ -32,13 +32,16 @@ def prefetch(loader: Loader, calls: Sequence[range], sharding: NamedSharding) ->
             yield from batches
 
 
-def _together(calls: Sequence[range], steps: int) -> Iterator[Sequence[range]]:
+def _together(calls: Iterable[range], steps: int) -> Iterator[list[range]]:
     """Yield successive calls of so many steps together, at least one."""
-    first = 0
-    for i in range(1, len(calls) + 1):
-        if i == len(calls) or calls[i].stop - calls[first].start > steps:
-            yield calls[first:i]
-            first = i
+    group: list[range] = []
+    for call in calls:
+        if group and call.stop - group[0].start > steps:
+            yield group
+            group = []
+        group.append(call)
+    if group:
+        yield group
 
 
 def _send(loader: Loader, sharding: NamedSharding, calls: Sequence[range]) -> list[Batch]:

@@ -15,7 +15,7 @@ from gptjax.data.objectives import Batch, causal
 from gptjax.data.pairs import in_rows
 from gptjax.data.store import TokenStore, build_store, open_store
 from gptjax.errors import BadInput
-from gptjax.question import how
+from gptjax.question import check_values, how
 
 BLOCK = 1024  # sequences in which a mixture keeps its proportions exactly
 
@@ -26,6 +26,9 @@ class Source:
 
     corpus: str = "python"
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_values(self, "data.sources: ")
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class DataConfig:
     cache: str = how(".cache/gptjax")  # where token stores are kept
 
     def __post_init__(self) -> None:
+        check_values(self, "data.")
         if not self.sources or any(not source.weight > 0 for source in self.sources):
             raise BadInput(f"data.sources {self.sources} needs one corpus or more, each with a weight above 0")
 

@@ -18,7 +18,7 @@ from gptjax.models.cache import Cache, Held
 from gptjax.models.layers import MLP, Attention, Linear, Norm, project
 from gptjax.models.stack import run_stack, unstacked
 from gptjax.params import Init, Model, build, normal, param, stack
-from gptjax.question import check_choices, how
+from gptjax.question import check_values, how
 from gptjax.sharding import constrain
 
 
@@ -62,9 +62,9 @@ class GPTConfig:
     scan: bool | None = how(None)  # loop over the layers; None: but for up to 24 of them on a GPU (stack.py)
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_values(self)
         sizes = ("n_kv_heads", "d_head", "d_mlp", "mup_width", "mup_depth", "microbatches")
-        for name in (*sizes, "init_std", "logit_cap"):
+        for name in (*sizes, "init_std", "logit_cap", "norm_eps"):
             if getattr(self, name) < 0:
                 raise BadInput(f"{name} = {getattr(self, name)} must be at least 0")
         for name in ("vocab_size", "context", "d_model", "n_layers", "n_heads", "vocab_multiple"):
@@ -74,8 +74,12 @@ class GPTConfig:
             raise BadInput(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}; set d_head")
         if self.n_heads % self.kv_heads:
             raise BadInput(f"n_heads {self.n_heads} is not divisible by n_kv_heads {self.kv_heads}; use a divisor")
+        if not self.rope_theta > 0:
+            raise BadInput(f"rope_theta = {self.rope_theta} must be above 0")
         if self.rope_scaling and not self.rope_scaling[1] < self.rope_scaling[2]:
             raise BadInput(f"rope_scaling {self.rope_scaling}: its low factor must be below its high one, as 1 and 4")
+        if self.rope_scaling and not min(self.rope_scaling) > 0:
+            raise BadInput(f"rope_scaling {self.rope_scaling} must be above 0, all four")
         if self.positions == "rope" and self.head_size % 2:
             raise BadInput(f"rope rotates pairs, and d_head = {self.head_size} is odd; use an even d_head")
         if not 0 <= self.depth_alpha <= 1:
@@ -168,14 +172,25 @@ class GPT(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, config: GPTConfig) -> None:
         c = self.config = config
         init = normal(c.init_std or 1 / sqrt(c.mup_width or c.d_model))  # muP leaves embeddings and head as at its base
-        self.embedding = param(rngs, (c.padded_vocab, c.d_model), ("vocab", "embed"), init)
+        self.embedding = param(rngs, (c.padded_vocab, c.d_model), ("vocab", "embed"), self._padded(init, 0))
         if c.positions == "learned":
             self.positions = param(rngs, (c.context, c.d_model), ("positions", "embed"), init)
         self.layers = stack(lambda r: Block(r, c), c.n_layers, rngs)
         if c.norm_place == "pre":
             self.final_norm = Norm(rngs, c.d_model, "embed", kind=c.norm, bias=c.bias, eps=c.norm_eps)
         if not c.tied:
-            self.head = Linear(rngs, (c.d_model, c.padded_vocab), ("embed", "vocab"), init=init, bias=False)
+            padded = self._padded(init, 1)
+            self.head = Linear(rngs, (c.d_model, c.padded_vocab), ("embed", "vocab"), init=padded, bias=False)
+
+    def _padded(self, init: Init, axis: int) -> Init:
+        """Draw a weight for the true vocabulary, so that padding changes none of it, and pad it with zeros."""
+        missing = self.config.padded_vocab - self.config.vocab_size
+
+        def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+            true = tuple(size - missing * (i == axis) for i, size in enumerate(shape))
+            return jnp.pad(init(key, true), [(0, missing * (i == axis)) for i in range(len(shape))])
+
+        return draw if missing else init
 
     def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
         return self.logits(self.hidden(tokens_BT, segments_BT))

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptjax import storage
-from gptjax.config import RunConfig
+from gptjax.config import RunConfig, differs
 from gptjax.data.loader import open_stores
 from gptjax.errors import BadInput
 from gptjax.hosts import agree, is_first, preempted, several
@@ -46,7 +46,8 @@ def begin(plan: Plan, directory: Path) -> Ledger:
         rows = Ledger(directory).rows()
         for run in plan.runs:
             if run.name in rows and rows[run.name]["fingerprint"] != fingerprint(run.config):
-                raise BadInput(f"{directory} holds {run.name} of another config; use a new --dir")
+                other = differs(directory / "runs" / run.name, run.config)
+                raise BadInput(f"{directory} holds {run.name} of another config{other}; use a new --dir")
         for data in {run.config.data for run in plan.runs}:
             open_stores(data)
         directory.mkdir(parents=True, exist_ok=True)

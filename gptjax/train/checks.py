@@ -10,13 +10,12 @@ from pathlib import Path
 import jax
 
 from gptjax import hosts
-from gptjax.config import RunConfig, load_config, to_json
+from gptjax.config import RunConfig, differs, to_json
 from gptjax.data.store import TokenStore
 from gptjax.errors import BadInput
 from gptjax.files import read_json, write_json
 from gptjax.leases import Lease, hold
 from gptjax.models.gpt import gpt
-from gptjax.question import fingerprint
 from gptjax.sharding import Layout
 from gptjax.train.checkpoint import for_orbax
 from gptjax.train.origin import check_origin
@@ -77,8 +76,8 @@ def claim(
         return
     for_orbax(directory)
     path, env = directory / "config.json", directory / "env.json"
-    if path.is_file() and fingerprint(load_config(path)) != fingerprint(config):
-        raise BadInput(f"{directory} holds a run of another config; use a new --dir")
+    if other := differs(directory, config):
+        raise BadInput(f"{directory} holds a run of another config{other}; use a new --dir")
     environment = {
         "data_digest": data_digest(stores),
         "device": device_name(),

@@ -5,7 +5,6 @@ once it is done, windows.npy (the error of its loss by validation window) and re
 """
 
 import io
-import itertools
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -28,7 +27,7 @@ from gptjax.files import plain, write_file, write_json
 from gptjax.hosts import PREEMPTED
 from gptjax.leases import Lease, confirm, confirm_alone
 from gptjax.sharding import Layout, make_mesh
-from gptjax.train.checkpoint import Checkpoints, restore
+from gptjax.train.checkpoint import Checkpoints, restore, sealed_steps
 from gptjax.train.checks import check_origins, check_shapes, claim
 from gptjax.train.metrics import Diverged, Log, MetricsWriter
 from gptjax.train.optim import learning_rates, without_schedule
@@ -53,8 +52,14 @@ def train(config: RunConfig, directory: Path, *, profile: bool = False) -> Resul
     reason. `profile` records a few calls in profile/. Where several processes are one job (hosts.py), all call this,
     and the first alone writes.
     """
-    with catch_sigterm() as preempted:
-        return advance([training(config, directory, preempted, profile=profile)])[0]
+    try:
+        with catch_sigterm() as preempted:
+            return advance([training(config, directory, preempted, profile=profile)])[0]
+    except KeyboardInterrupt:
+        step = next(iter(sealed_steps(directory / "checkpoints")), None)
+        saved = "nothing of it is saved yet" if step is None else f"step {step} of {config.steps} is saved"
+        hint = "run the same command again to begin anew" if step is None else "run the same command again to go on"
+        raise KeyboardInterrupt(f"{directory} was interrupted: {saved}; {hint}") from None
 
 
 def training(
@@ -92,14 +97,13 @@ def training(
         state, first = start(config, directory, checkpoints, programs)
         metrics = stack.enter_context(closing(MetricsWriter(directory, first, config)))
         log = stack.enter_context(Log(config, stores[0], metrics, first, bar))
-        calls = cut(config, first)
-        batches = prefetch(loader, calls, programs.batches)
+        batches = prefetch(loader, cut(config, first), programs.batches)
         if profile:
-            batches = traced(batches, len(calls), directory / "profile")
+            batches = traced(batches, cut(config, first), directory / "profile")
         step, reason = first, ""
         evaluation: Evaluation | None = None
         try:
-            for steps, batch in zip(calls, batches, strict=True):
+            for steps, batch in zip(cut(config, first), batches, strict=True):
                 rates = learning_rates(config.optim, steps.start, steps.stop, config.steps)
                 state, outputs = yield Call(programs, state, batch, rates, config.steps - steps.stop)
                 log(steps, outputs, rates)  # reads the call before: the host never waits for this one
@@ -168,13 +172,14 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def cut(config: RunConfig, first: int) -> list[range]:
+def cut(config: RunConfig, first: int) -> Iterator[range]:
     """Cut the remaining steps into calls that end wherever something is due; the cuts do not depend on `first`."""
-    ends = {config.steps, *config.save.at}
-    for every in (config.steps_per_call, config.evaluate.every, config.save.every):
-        ends.update(range(every, config.steps, every) if every else ())
-    edges = [first, *sorted(end for end in ends if first < end <= config.steps)]
-    return [range(a, b) for a, b in itertools.pairwise(edges)]
+    everies = [n for n in (config.steps_per_call, config.evaluate.every, config.save.every) if n]
+    while first < config.steps:
+        next_due = [(first // every + 1) * every for every in everies]
+        stop = min(config.steps, *next_due, *(step for step in config.save.at if step > first))
+        yield range(first, stop)
+        first = stop
 
 
 def start(config: RunConfig, directory: Path, checkpoints: Checkpoints, programs: Programs) -> tuple[TrainState, int]:
@@ -200,7 +205,10 @@ def make_loader(config: RunConfig, stores: tuple[TokenStore, ...]) -> Loader:
 
 @contextmanager
 def catch_sigterm() -> Iterator[list[int]]:
-    """Collect SIGTERM in a list, for a loop to look at between steps; a collector around this one hears it too."""
+    """Collect SIGTERM in a list, for a loop to look at between steps; a collector around this one hears it too.
+
+    Who was told to stop is about to end: signals that come after the first do not disturb it, and its exit code stands.
+    """
     received: list[int] = []
     if hosts.several():  # jax's own handler tells all of them; see hosts.preempted
         yield received
@@ -216,4 +224,4 @@ def catch_sigterm() -> Iterator[list[int]]:
     try:
         yield received
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN if received and not callable(before) else before)

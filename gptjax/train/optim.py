@@ -14,7 +14,7 @@ from optax.contrib import MuonDimensionNumbers
 from gptjax.errors import BadInput
 from gptjax.models.gpt import GPTConfig
 from gptjax.params import Axes, Params, map_axes
-from gptjax.question import check_choices
+from gptjax.question import check_values
 from gptjax.train.mup import is_hidden, transfer
 
 
@@ -37,7 +37,7 @@ class OptimConfig:
     clip: float = 1.0  # global gradient norm; 0: none
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_values(self, "optim.")
         if not self.lr > 0:
             raise BadInput(f"optim.lr = {self.lr} must be above 0")
         if self.warmup < 0 or not 0 <= self.floor <= 1 or not 0 < self.cooldown <= 1:

@@ -1,6 +1,7 @@
 """Record what a few calls of a run do on the device, as a trace that TensorBoard and Perfetto open."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,13 +11,14 @@ T = TypeVar("T")
 SKIPPED, RECORDED = 2, 5  # calls: the first ones compile and fill caches
 
 
-def traced(batches: Iterator[T], calls: int, directory: Path) -> Iterator[T]:
-    """Pass on the batches of so many calls, and record some of the calls between them into a directory.
+def traced(batches: Iterator[T], calls: Iterable[range], directory: Path) -> Iterator[T]:
+    """Pass on the batches of calls, and record some of the calls between them into a directory.
 
     Of a run too short to skip any, its last call is recorded, compilation and all.
     """
-    first = min(SKIPPED, calls - 1)
-    last = min(first + RECORDED, calls) - 1
+    n = sum(1 for _ in islice(calls, SKIPPED + RECORDED))
+    first = min(SKIPPED, n - 1)
+    last = min(first + RECORDED, n) - 1
     recording = False
     try:
         for i, batch in enumerate(batches):

@@ -6,11 +6,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from gptjax.config import RunConfig, from_json
+from gptjax.config import RunConfig, differs, from_file
 from gptjax.data.loader import Loader
 from gptjax.data.store import TokenStore
 from gptjax.errors import BadInput
-from gptjax.files import read_json
 from gptjax.models.count import count, flops_per_token
 from gptjax.question import fingerprint
 
@@ -45,9 +44,9 @@ def read_result(directory: Path, config: RunConfig) -> Result | None:
     path = directory / "result.json"
     if not path.is_file():
         return None
-    result = from_json(Result, read_json(path))
+    result = from_file(Result, path)
     if result.fingerprint != fingerprint(config):
-        raise BadInput(f"{directory} holds the result of another config; use a new --dir")
+        raise BadInput(f"{directory} holds the result of another config{differs(directory, config)}; use a new --dir")
     return result
 
 

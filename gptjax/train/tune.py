@@ -17,6 +17,7 @@ import tensorstore as ts
 
 from gptjax.errors import BadInput
 from gptjax.params import Axes, Model, Params, divide, join, named, nested, normal
+from gptjax.question import check_values
 from gptjax.train.mup import is_hidden
 
 A, B, KERNEL = "lora_a", "lora_b", "kernel"  # last in the names of what lies side by side
@@ -36,6 +37,7 @@ class TuneConfig:
     lora_targets: tuple[str, ...] = ("attention",)  # those of these that are matrices of layers get adapters
 
     def __post_init__(self) -> None:
+        check_values(self, "tune.")
         if self.lora_rank < 0 or not self.lora_alpha > 0:
             raise BadInput(
                 f"tune.lora_rank {self.lora_rank} must be 0 or more, and tune.lora_alpha {self.lora_alpha} above 0"
