@@ -29,9 +29,21 @@ def write_json(path: Path, value: Any, *, replace: bool = True) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON; BadInput when the file is missing or is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = path.read_bytes()
+    except OSError as error:
         raise BadInput(f"{path} cannot be read as JSON ({error}); give a file that this program wrote") from None
+    return from_json_text(data, path)
+
+
+def from_json_text(data: bytes, path: Path, line: int = 1) -> Any:
+    """Read JSON that stands at a line of a file; BadInput names the line that is none."""
+    try:
+        return json.loads(data.decode())
+    except json.JSONDecodeError as error:
+        line, why = line + error.lineno - 1, error.msg
+    except (ValueError, RecursionError) as error:  # no UTF-8, a number beyond Python's digits, too deep
+        why = str(error)
+    raise BadInput(f"{path}:{line} cannot be read as JSON ({why}); give a file that this program wrote")
 
 
 def plain(value: Any) -> Any:
