@@ -30,7 +30,7 @@ from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.loader import DataConfig, Source
 from gptjax.data.objectives import Batch
 from gptjax.files import read_json, write_json
-from gptjax.models.count import flops_per_token
+from gptjax.models.count import model_flops
 from gptjax.models.gpt import GPTConfig
 from gptjax.sharding import Layout, MeshConfig, make_mesh
 from gptjax.sweep.ledger import Ledger
@@ -62,7 +62,7 @@ def seconds_per_token(model: GPTConfig, devices: int = 1) -> float:
 
 def against_flops(models: dict[int, GPTConfig]) -> Iterator[dict[str, float]]:
     """Measure models by what is varied, beside the FLOPs of a token with causal attention."""
-    flops = {x: flops_per_token(model, model.context)["6n_attention"] for x, model in models.items()}
+    flops = {x: model_flops(model, model.context) for x, model in models.items()}
     for x, model in models.items():
         yield {"x": x, "seconds": seconds_per_token(model), "flops": flops[x]}
 

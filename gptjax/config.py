@@ -228,7 +228,7 @@ def override(config: T, assignments: list[str]) -> T:
             raise BadInput(f"--set {path}: fields of {last} are set too; set it whole or by its fields")
         try:
             branch[last] = Assigned(json.loads(text))
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             branch[last] = Assigned(text)
     return _assign(config, tree, "")
 

@@ -29,17 +29,21 @@ def write_json(path: Path, value: Any, *, replace: bool = True) -> None:
 def read_json(path: Path) -> Any:
     """Read JSON; BadInput when the file is missing or is not JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = path.read_bytes()
+    except OSError as error:
         raise BadInput(f"{path} cannot be read as JSON ({error}); give a file that this program wrote") from None
+    return parse_json(data, path)
 
 
-def parse_json(data: bytes | str, what: str) -> Any:
-    """Parse JSON; BadInput, naming what it is from, when it is none, or is nested too deep for Python to follow."""
+def parse_json(data: bytes | str, what: Path | str, line: int = 1) -> Any:
+    """Read JSON that begins at a line of a file or another thing; BadInput names the line that is none."""
     try:
         return json.loads(data if isinstance(data, str) else data.decode())
-    except (ValueError, RecursionError) as error:
-        raise BadInput(f"{what} cannot be read as JSON ({error}); write it again") from None
+    except json.JSONDecodeError as error:
+        line, why = line + error.lineno - 1, error.msg
+    except (ValueError, RecursionError) as error:  # no UTF-8, a number beyond Python's digits, too deep
+        why = str(error)
+    raise BadInput(f"{what}:{line} cannot be read as JSON ({why}); mend it, or write it again")
 
 
 def plain(value: Any) -> Any:

@@ -56,6 +56,8 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
     settings = job_settings(given, env)
     if settings is None or several():
         return
+    if settings.get("process_id") == 0 and "coordinator_address" in settings:
+        _check_port(settings["coordinator_address"])
     try:
         jax.distributed.initialize(**settings, heartbeat_timeout_seconds=10 * int(SILENT_SECONDS))
     except (RuntimeError, ValueError) as error:
@@ -72,13 +74,26 @@ def join(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
         threading.Thread(target=_watch, name="watch", daemon=True).start()
 
 
+def _check_port(address: str) -> None:
+    """Refuse a port that another process listens on: jax (0.10, 0.11) crashes there."""
+    both = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
+    try:
+        socket.create_server(("", int(address.rpartition(":")[2])), family=family, dualstack_ipv6=both).close()
+    except OSError as error:
+        raise BadInput(
+            f"coordinator {address}: port cannot be opened here ({error.strerror}); give a free one"
+        ) from None
+
+
 def job_settings(given: tuple[str, int, int], env: Mapping[str, str]) -> dict[str, Any] | None:
     """Return the arguments of jax.distributed.initialize, or None for a process on its own."""
     coordinator, processes, process = given
     if coordinator == "auto":
         return {}
     if coordinator or processes or process >= 0:
-        if not re.fullmatch(r".+:\d+", coordinator) or not 0 <= process < processes:
+        port = re.fullmatch(r".+:([0-9]{1,5})", coordinator)
+        if not port or not 0 < int(port[1]) < 2**16 or not 0 <= process < processes:
             raise BadInput(
                 f"coordinator {coordinator!r}, processes {processes} and process {process} are given together: "
                 "a host:port, how many, and which of them (from 0) this one is"

@@ -4,18 +4,19 @@ A lease is a folder of numbered files, of which the highest counts: it says who 
 takes it by creating the next number, which one process alone can do (storage.create): no file system needs locks, and
 no clocks are compared. A holder is gone when its process is known to be, if it ran on this machine, or when its beat
 has been watched to stand still for LEASE_SECONDS. One that was only stalled finds a higher number than its own, and
-gives up.
+gives up. A lease that cannot be read, as a power cut may leave it, has a holder that nobody knows, and is watched too.
 """
 
 import json
 import os
+import re
 import socket
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ LEASE_SECONDS = 60.0
 LOOK_SECONDS = 0.5
 
 State = dict[str, Any]
+KINDS = {"held": bool, "machine": str, "pid": int, "began": str, "beat": int}
+UNKNOWN: State = {"held": True, "machine": "", "pid": 0, "began": "", "beat": -1}
 _watched: dict[Path, tuple[int, int, float]] = {}  # number and beat of a lease, and when they were first seen
 
 
@@ -142,12 +145,24 @@ def _newest(directory: Path) -> tuple[int, State]:
     """Return the highest number and its state; 0 and nothing where a lease was never held."""
     while numbers := _numbers(directory):
         if (data := storage.read(_file(directory, numbers[-1]))) is not None:  # else a higher one has come
-            return numbers[-1], json.loads(data)
+            return numbers[-1], _state(data)
     return 0, {}
 
 
+def _state(data: bytes) -> State:
+    """Read what a lease says; where it says nothing, somebody unknown holds it."""
+    with suppress(ValueError, RecursionError):
+        state = json.loads(data)
+        if isinstance(state, dict) and all(isinstance(state.get(key), kind) for key, kind in KINDS.items()):
+            return state
+    return UNKNOWN
+
+
 def _numbers(directory: Path) -> list[int]:
-    return sorted(int(name.removesuffix(".json")) for name in storage.names(directory))
+    found = (
+        int(name[:-5]) for name in storage.names(directory) if re.fullmatch(r"([0-9]{6}|[1-9][0-9]{6,})\.json", name)
+    )
+    return sorted(number for number in found if number)
 
 
 def _file(directory: Path, number: int) -> Path:

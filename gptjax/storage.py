@@ -86,6 +86,8 @@ def create(path: Path, data: bytes) -> bool:
     try:
         os.link(beside, path)  # unlike a rename it refuses when the name is taken, on NFS too, and needs no lock
     except FileExistsError:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "a folder is in the place of a file", str(path)) from None
         return beside.stat().st_nlink == 2  # NFS may refuse, when asked again, the link that it has just made
     except OSError as error:
         if error.errno in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):

@@ -174,10 +174,12 @@ def test_a_roofline_bounds_the_mfu_and_pipelines_have_bubbles():
         return roofline(run, topology, sizes, footprint(run, topology.chips), exchanges)
 
     bound = line(run)
-    assert bound.compute == pytest.approx(bound.flops / (64 * 459e12)) and bound.executed == bound.flops
+    scores = 6 * model.n_layers * model.context * model.n_heads * model.head_size * run.tokens_per_step
+    assert bound.executed == pytest.approx(bound.flops + scores)  # of later positions: computed, and no useful work
+    assert bound.compute == pytest.approx(bound.executed / (64 * 459e12))
     assert 0.5 < bound.mfu(bound.serial) < bound.mfu(bound.overlapped) <= 1
     again = line(replace(run, model=replace(model, remat="full")))
-    assert 1.2 < again.executed / again.flops < 1.34
+    assert 1.2 < again.executed / bound.executed < 1.34
     piped = RunConfig(model=replace(model, n_layers=24, microbatches=8), batch=256)
     piped = replace(piped, mesh=MeshConfig(data=1, fsdp=16, pipeline=4))
     assert line(piped).compute == pytest.approx(line(replace(piped, mesh=run.mesh)).compute * 11 / 8)

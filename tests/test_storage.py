@@ -1,21 +1,29 @@
 """Whole writes, creates that one process wins, and leases, on a disk and in what stands in for a bucket."""
 
+import errno
 import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import fake_gcs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from gptjax import leases, storage
+from gptjax import files, leases, storage
 from gptjax.cli import main
-from gptjax.errors import BadInput
+from gptjax.config import from_file, load_config
+from gptjax.errors import BadInput, ending
+from gptjax.sweep.ledger import Ledger
+from gptjax.train.metrics import read_metrics
+from gptjax.train.result import Result
 
 TESTS = Path(__file__).parent
 
@@ -244,3 +252,83 @@ def test_a_stopped_process_is_alive(tmp_path):
     assert leases.is_held(tmp_path) and not taken(tmp_path)
     holder.kill()
     holder.communicate()
+
+
+DAMAGED = [b"", b"{", b"null", b"[]", b"{}", b'{"held": true}', b"\xff\xfe", b"[" * 100_000, b"1" * 5000,
+           b'{"held": 1, "machine": [], "pid": "/../x", "began": {}, "beat": null}']  # fmt: skip
+
+
+@pytest.mark.parametrize("data", DAMAGED, ids=[str(data[:8]) for data in DAMAGED])
+def test_a_damaged_lease_is_watched_and_taken_over(tmp_path, soon, data):
+    (tmp_path / "000003.json").write_bytes(data)
+    assert not taken(tmp_path)
+    with leases.hold(tmp_path, watch=True) as lease:
+        assert lease.number == 4
+
+
+STRAYS = ["README.md", "7.json", "0000007.json", "000000.json", "x.json", "٣" * 6 + ".json", ".000009.json.x"]
+
+
+@pytest.mark.parametrize("name", STRAYS)
+def test_what_is_no_lease_is_left_alone(tmp_path, name):
+    (tmp_path / name).write_text("")
+    assert not leases.is_held(tmp_path) and taken(tmp_path) and (tmp_path / name).exists()
+
+
+def test_a_lease_of_a_huge_number_is_followed_by_the_next(tmp_path, soon):
+    (tmp_path / f"{10**30}.json").write_text("{}")
+    with leases.hold(tmp_path, watch=True) as lease:
+        assert lease.number == 10**30 + 1 and lease.held()
+
+
+def test_a_folder_in_the_place_of_a_lease_is_named(tmp_path):
+    (tmp_path / "000001.json").mkdir()
+    with pytest.raises(IsADirectoryError, match=r"000001\.json"):
+        taken(tmp_path)
+
+
+@pytest.mark.parametrize("write", [storage.write, storage.create])
+def test_a_full_disk_leaves_nothing_beside_a_file_and_names_it(tmp_path, monkeypatch, write):
+    (tmp_path / "old").write_text("old")
+    path = tmp_path / ("old" if write is storage.write else "new")
+
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as error:
+        write(path, b"new")
+    code, line = ending(error.value)
+    assert code == 1 and line.startswith(f"{path}: No space left on device; make room")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("old", "old")]
+
+
+KEYS = st.sampled_from(["run", "status", "loss", "reason", "step", "model"]) | st.text(max_size=3)
+ATOMS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+ANYTHING = st.recursive(ATOMS, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner))
+
+
+@given(ANYTHING, st.binary(max_size=3))
+def test_any_content_of_a_file_is_read_or_refused_in_a_line_that_names_it(value, tail):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "ledger" / "a.json"
+        path.parent.mkdir()
+        path.write_bytes(json.dumps(value).encode() + tail)
+        readers = (
+            lambda: Ledger(Path(folder)).rows(), lambda: load_config(path), lambda: from_file(Result, path),
+            lambda: read_metrics(path), lambda: files.read_json(path),
+        )  # fmt: skip
+        for read in readers:
+            try:
+                read()
+            except BadInput as error:
+                assert str(path) in str(error) and "\n" not in str(error)
+
+
+def test_a_mistake_in_json_is_named_by_its_line(tmp_path):
+    (tmp_path / "a.json").write_text('{\n"a": 1,\n"b": x\n}')
+    with pytest.raises(BadInput, match=r"a\.json:3 cannot be read as JSON"):
+        files.read_json(tmp_path / "a.json")
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": 2}\nstep 3\n{"ste')
+    with pytest.raises(BadInput, match=r"metrics\.jsonl:3 "):
+        read_metrics(tmp_path / "metrics.jsonl")

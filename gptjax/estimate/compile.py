@@ -6,6 +6,7 @@ The process is needed: jax must be told before it starts, and the TPU compiler m
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -49,14 +50,20 @@ class Compiled:
 def compile_step(config: RunConfig, topology: Topology) -> Compiled:
     """Compile a run's training step for a topology in another process.
 
-    BadInput where the config and the hardware do not fit together; RuntimeError, with its last words, where the
-    compiler dies.
+    BadInput where the config and the hardware do not fit together, or where a signal ends the compiler, whose fault
+    that is; RuntimeError, with its last words, for a fault of ours.
     """
     if topology.uncompiled:
         raise BadInput(topology.uncompiled)
     task = json.dumps({"config": to_json(config), "topology": to_json(topology)})
     command = [sys.executable, "-m", "gptjax.estimate.compile"]
     done = subprocess.run(command, input=task, capture_output=True, text=True, env=topology.environment)
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        why = "it may have run out of this machine's memory" if name == "SIGKILL" else "a fault of its own"
+        raise BadInput(
+            f"the compiler for {topology.name} died with {name}, {why}; try another mesh or remat, or another version"
+        )
     if done.returncode:
         last = "\n".join(done.stderr.splitlines()[-12:])
         raise RuntimeError(f"the compiler for {topology.name} died with {done.returncode}:\n{last}")

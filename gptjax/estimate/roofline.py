@@ -12,7 +12,7 @@ from gptjax.config import RunConfig
 from gptjax.estimate.compile import Exchange
 from gptjax.estimate.footprint import Footprint, microbatches
 from gptjax.estimate.topology import Topology
-from gptjax.models.count import count, flops_per_token
+from gptjax.models.count import count, flops_per_token, model_flops
 from gptjax.sharding import outermost
 
 
@@ -71,16 +71,16 @@ def roofline(
 
 
 def step_flops(config: RunConfig) -> tuple[float, float]:
-    """Return the FLOPs of a token: the model's, as PaLM counts them, and with what remat computes a second time.
+    """Return the FLOPs of a token: the model's, and what is computed: all scores of attention, and remat's second time.
 
     Nothing but the residual sum reads what the MLP's last matrix gives, so that a pre-norm layer does not repeat it.
     """
     c = config.model
-    model = flops_per_token(c, c.context)["6n_attention"]
+    whole = flops_per_token(c, c.context)["6n_attention"]
     scores = 4.0 * c.n_layers * c.context * c.n_heads * c.head_size
     repeated = count(c).non_embedding - (c.n_layers * c.d_model * c.mlp_size if c.norm_place == "pre" else 0)
     again = {"none": 0.0, "dots": scores, "full": 2.0 * repeated + scores}
-    return model, model + again[c.remat]
+    return model_flops(c, c.context), whole + again[c.remat]
 
 
 def least_traffic(config: RunConfig, sizes: Mapping[str, int], held: Footprint) -> float:

@@ -80,6 +80,17 @@ def flops_per_token(config: GPTConfig, seq_len: int) -> dict[str, float]:
     }
 
 
+def model_flops(config: GPTConfig, seq_len: int) -> float:
+    """Count the FLOPs that train one token, as every MFU here does: those of weights, and of causal attention.
+
+    A weight of a matmul counts 6. A token attends to half of the positions on average, so attention counts 6 L T d,
+    half of what PaLM's convention has (Chowdhery et al. 2022, App. B; `6n_attention` above): some kernels compute the
+    scores of later positions too, and those are no useful work.
+    """
+    c = config
+    return 6.0 * count(c).with_head + 6.0 * c.n_layers * seq_len * c.n_heads * c.head_size
+
+
 def state_bytes(config: GPTConfig, optimizer: str = "adamw") -> dict[str, int]:
     """Count the bytes of float32 weights, their gradients and the optimizer's moments, over all devices.
 

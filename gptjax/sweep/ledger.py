@@ -12,8 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from gptjax import leases, storage
+from gptjax.errors import BadInput
+from gptjax.files import parse_json
 
 Row = dict[str, Any]
+
+
+def _checked(row: Any, path: Path) -> Row:
+    """Refuse what is no row of the run that its file is named for."""
+    known = isinstance(row, dict) and row.get("run") == path.name.removesuffix(".json")
+    if known and row.get("status") == "done" and isinstance(row.get("loss"), float | int):
+        return row
+    if known and row.get("status") == "failed" and isinstance(row.get("reason"), str):
+        return row
+    raise BadInput(f"{path} is not the row of a run; delete it, and that run is trained again")
 
 
 class Ledger:
@@ -34,7 +46,7 @@ class Ledger:
         for name in storage.names(self.folder):
             row = self.known.get(name)
             if row is None and (data := storage.read(self.folder / name)) is not None:
-                row = json.loads(data)
+                row = _checked(parse_json(data, self.folder / name), self.folder / name)
             if row is not None:
                 found[name] = row
         self.known = found

@@ -84,7 +84,10 @@ def claim(
         "python": platform.python_version(),
         **{name: importlib.metadata.version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint")},
     }
-    if env.is_file() and read_json(env)["data_digest"] != environment["data_digest"]:
+    begun = read_json(env) if env.is_file() else environment
+    if not isinstance(begun, dict) or "data_digest" not in begun:
+        raise BadInput(f"{env} is damaged: it does not say on what data the run was begun; if on this one, delete it")
+    if begun["data_digest"] != environment["data_digest"]:
         raise BadInput(f"{directory} was begun on other data than {config.data.sources}; use a new --dir")
     directory.mkdir(parents=True, exist_ok=True)
     with nullcontext(lease) if lease else hold(directory / "lease", watch=True) as held:

@@ -18,12 +18,15 @@ from gptjax import hosts
 from gptjax.config import RunConfig, to_json
 from gptjax.data.store import TokenStore
 from gptjax.devices import device_of, devices
-from gptjax.files import write_file
-from gptjax.models.count import flops_per_token
+from gptjax.errors import BadInput
+from gptjax.files import parse_json, write_file
+from gptjax.models.count import model_flops
 from gptjax.question import fingerprint
-from gptjax.storage import is_remote
+from gptjax.storage import is_remote, naming
 from gptjax.train.result import Evals
 from gptjax.train.validation import Evaluation
+
+FLUSH_SECONDS = 60.0  # in which TensorBoard may not yet see what was written
 
 
 @cache
@@ -41,7 +44,8 @@ class MetricsWriter:
 
     def __init__(self, directory: Path, step: int, config: RunConfig) -> None:
         self.path = directory / "metrics.jsonl"
-        self.seconds, self.tensorboard, self.wandb = 0.0, None, None
+        self.seconds, self.wandb = 0.0, None
+        self.tensorboard: TensorBoard | None = None
         self.file: io.TextIOBase | None = None
         if not hosts.is_first():
             return
@@ -57,9 +61,7 @@ class MetricsWriter:
         if "tensorboard" in config.trackers and is_remote(directory):
             print(f"gptjax: tensorboardX cannot write to {directory}; metrics.jsonl has it all", file=sys.stderr)
         elif "tensorboard" in config.trackers:
-            from tensorboardX import SummaryWriter
-
-            self.tensorboard = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+            self.tensorboard = TensorBoard(directory / "tensorboard", step + 1)
         if "wandb" in config.trackers:
             import wandb
 
@@ -70,10 +72,10 @@ class MetricsWriter:
     def write(self, step: int, values: dict[str, float]) -> None:
         if self.file is None:
             return
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        with naming(self.path):
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
         if self.tensorboard:
-            for name, value in values.items():
-                self.tensorboard.add_scalar(name, value, step)
+            self.tensorboard.write(step, values)
         if self.wandb:
             self.wandb.log(values, step=step)
 
@@ -84,18 +86,57 @@ class MetricsWriter:
 
     def close(self) -> None:
         if self.file:
-            self.file.close()
+            with naming(self.path):
+                self.file.close()
         if self.tensorboard:
             self.tensorboard.close()
         if self.wandb:
             self.wandb.finish()
 
 
+class TensorBoard:
+    """Write scalars for TensorBoard in the thread that asks, so that a full disk is heard of.
+
+    tensorboardX's own SummaryWriter writes in a thread; when that dies, the run waits for it for ever.
+    """
+
+    def __init__(self, directory: Path, first: int) -> None:
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.summary import scalar
+
+        self.event, self.scalar, self.directory, self.flushed = Event, scalar, directory, time.monotonic()
+        directory.mkdir(exist_ok=True)
+        with naming(directory):
+            self.events = EventsWriter(str(directory / "events"))
+            begin = SessionLog(status=SessionLog.START)  # what lies at later steps was lost with a killed run
+            self.events.write_event(Event(wall_time=time.time(), step=first, session_log=begin))
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        with naming(self.directory):
+            for name, value in values.items():
+                event = self.event(wall_time=time.time(), step=step, summary=self.scalar(name, value))
+                self.events.write_event(event)
+            if time.monotonic() - self.flushed > FLUSH_SECONDS:
+                self.flushed = time.monotonic()
+                self.events.flush()
+
+    def close(self) -> None:
+        with naming(self.directory):
+            self.events.close()
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics file; a last line cut short by a crash is left out."""
+    """Return the lines of a metrics file; a last line cut short by a crash is left out. BadInput for others like it."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    lines = path.read_bytes().split(b"\n")[:-1]
+    found = [parse_json(line, path, i) for i, line in enumerate(lines, 1)]
+    for i, line in enumerate(found, 1):
+        numbers = isinstance(line, dict) and all(type(value) in (int, float) for value in line.values())
+        if not numbers or type(line.get("step")) is not int:
+            raise BadInput(f"{path}:{i} holds no metrics of a step; mend that line, or take it out")
+    return found
 
 
 class Diverged(Exception):
@@ -112,8 +153,7 @@ class Log:
     def __init__(self, config: RunConfig, store: TokenStore, metrics: MetricsWriter, first: int, bar: bool) -> None:
         self.config, self.metrics = config, metrics
         self.bytes_per_token = store.manifest.splits["train"].bytes_per_token
-        flops = flops_per_token(config.model, config.model.context)["6n_attention"]  # as PaLM counts for its MFU
-        self.flops_per_step = config.tokens_per_step * flops
+        self.flops_per_step = config.tokens_per_step * model_flops(config.model, config.model.context)
         self.began = self.mark = time.perf_counter()
         self.pending: tuple[range, Any, np.ndarray] | None = None
         self.evaluation: tuple[int, Evaluation] | None = None  # of the pending call's last step
