@@ -1,10 +1,12 @@
-"""How cost grows: with parameters, context, devices and steps, and what of a sweep is not training.
+"""How cost grows: with parameters, context, devices, steps and cells, and what of a sweep is not training.
 
-    python benchmarks/growth.py [--quick] [--sweep DIR] [--json FILE] [--figure docs/growth.png]
+    python benchmarks/growth.py [--quick] [--only cells] [--sweep DIR] [--json FILE] [--figure docs/growth.png]
 
 Seconds a token should follow FLOPs a token as models widen and contexts lengthen, stay where they are as steps go by,
-and as more (simulated) devices share the same cores. With --sweep, the share of a finished sweep's wall time that is
-not its training calls: every run's tokens over the median rate of its own calls, against workers x wall seconds.
+and as more (simulated) devices share the same cores. All of a sweep that is not training (plan, taking the runs,
+status, tables, report) should take time in proportion to its cells: there nothing is trained, and losses are drawn from
+a law. With --sweep, the share of a finished sweep's wall time that is not its training calls: every run's tokens over
+the median rate of its own calls, against workers x wall seconds.
 """
 
 import argparse
@@ -16,7 +18,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +29,28 @@ import numpy as np
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
 from gptjax.allocator import keep_freed_memory
+from gptjax.commands.given import load
 from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.loader import DataConfig, Source
 from gptjax.data.objectives import Batch
 from gptjax.files import read_json, write_json
-from gptjax.models.count import model_flops
+from gptjax.laws.report import write_report
+from gptjax.models.count import count, model_flops
 from gptjax.models.gpt import GPTConfig
+from gptjax.question import fingerprint
 from gptjax.sharding import Layout, MeshConfig, make_mesh
+from gptjax.sweep.execute import Queue
+from gptjax.sweep.follow import status
 from gptjax.sweep.ledger import Ledger
+from gptjax.sweep.loop import write_tables
+from gptjax.sweep.plan import Plan, PlannedRun, SweepConfig, make_plan
 from gptjax.train.loop import programs_of, train
 from gptjax.train.metrics import read_metrics
 from gptjax.train.optim import OptimConfig
+from gptjax.train.result import Result
 
 MODEL = GPTConfig(vocab_size=512, context=128, d_model=128, n_layers=4, n_heads=4, bias=False, scan=False)
+CELLS = (100, 400, 1600)
 WIDTHS, CONTEXTS, DEVICES = (32, 64, 128, 256, 512), (64, 128, 256, 512, 1024, 2048), (1, 2, 4, 8)
 TOKENS, STEPS, TURNS = 4096, 2, 5  # a step, a call, and calls
 RUN_STEPS, LINES = 4000, 40
@@ -98,6 +110,73 @@ def over_steps(steps: int) -> Iterator[dict[str, float]]:
     yield from ({"x": float(group[-1, 0]), "seconds": float(np.median(group[:, 1]))} for group in groups)
 
 
+def over_cells(numbers: tuple[int, ...]) -> Iterator[dict[str, float]]:
+    """Measure, for sweeps of about so many cells, the seconds of all that is not training, by phase."""
+    base = load("experiments/chinchilla/quick.py", SweepConfig, "sweep")
+    for n in numbers:
+        budgets = tuple(np.geomspace(1e11, 3e14, max(4, round(n**0.5))))
+        sizes = tuple(range(16, 16 + 4 * -(-n // len(budgets)), 4))
+        sweep = replace(base, sizes=sizes, budgets=budgets, tokens_per_param=(1e-4, 1e9), min_steps=1, holdout=0.0)
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = phases(sweep, Path(folder))
+        yield {"x": seconds.pop("cells"), "seconds": sum(seconds.values()), **seconds}
+
+
+def phases(sweep: SweepConfig, directory: Path) -> dict[str, float]:
+    """Take a sweep from plan to report with losses drawn from a law; return the seconds of each phase."""
+    seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - began
+
+    with phase("plan"):
+        plan = make_plan(sweep)
+    with phase("save and load"):
+        plan.save(directory / "plan.json")
+        plan = Plan.load(directory / "plan.json")
+    noise, ledger = np.random.default_rng(0), Ledger(directory)
+    rows = {run.name: simulated(run, noise) for run in plan.runs}
+    for run in plan.runs:
+        write_curve(directory / "runs" / run.name, run)
+    with phase("take"):
+        queue = Queue(plan, ledger, None)
+        while taken := queue.take(lambda name: True, lambda run: 1):
+            ledger.append(rows[taken[0].name])
+            queue.ended([taken[0].name])
+    with phase("status"):
+        status(directory)
+    with phase("tables"):
+        write_tables(plan, directory)
+    with phase("report"):
+        write_report(directory)
+    return seconds | {"cells": float(sum(run.role == "cell" for run in plan.runs))}
+
+
+def simulated(run: PlannedRun, noise: np.random.Generator) -> dict[str, Any]:
+    """Return the row of a run as it would stand in the ledger, its loss from a law with a noise of 0.3 %."""
+    model = run.config.model
+    loss = (1.3 + 63 / run.params**0.406 + 45 / run.tokens**0.266) * float(np.exp(0.003 * noise.standard_normal()))
+    result = Result(
+        status="done", reason="", fingerprint=fingerprint(run.config), data_digest="none", seed=0,
+        params=asdict(count(model)), flops_per_token=flops_per_token(model, model.context), tokens=run.tokens,
+        tokens_paid=run.tokens, steps=run.config.steps, epochs=0.1, loss=loss, loss_se=0.003, bits_per_byte=loss,
+        evals={}, seconds=run.seconds, device="none",
+    )  # fmt: skip
+    facts = {"run": run.name, "role": run.role, "size": run.size, "budget": run.budget}
+    return {**facts, "batch": run.config.batch, "lr": run.config.optim.lr, "b2": run.config.optim.b2, **asdict(result)}
+
+
+def write_curve(directory: Path, run: PlannedRun, lines: int = 20) -> None:
+    """Write the metrics of a run that was never trained."""
+    directory.mkdir(parents=True)
+    at = np.linspace(run.config.first_step, run.config.steps, lines + 1)[1:]
+    curve = [{"step": int(step), "tokens": int(step) * run.config.tokens_per_step, "train/loss": 3.0} for step in at]
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
+
+
 def overhead(directory: Path) -> dict[str, float]:
     """Say what of a sweep's wall time, on all its workers, was not training calls."""
     rows = Ledger(directory).rows()
@@ -139,6 +218,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--figure", type=Path)
     parser.add_argument("--devices", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--only", choices=("params", "context", "devices", "steps", "cells"), help="measure this alone")
     parser.add_argument("--quick", action="store_true", help="two points of each and a short run: does it work?")
     args = parser.parse_args()
     keep_freed_memory()
@@ -151,17 +231,25 @@ def main() -> None:
         "context": against_flops({T: replace(MODEL, context=T) for T in CONTEXTS[:points]}),
         "devices": over_devices(DEVICES[:points]),
         "steps": over_steps(run_steps),
+        "cells": over_cells(CELLS[:points]),
     }
     found: dict[str, Any] = {}
     for name, rows in parts.items():
-        for row in rows:
+        for row in rows if args.only in (None, name) else ():
+            if name == "cells":
+                each = ", ".join(f"{what} {s:.2f} s" for what, s in row.items() if what not in ("x", "seconds"))
+                print(
+                    f"{name:>8} {row['x']:>6.0f}: {1e3 * row['seconds'] / row['x']:.1f} ms a cell ({each})", flush=True
+                )
+                found.setdefault(name, []).append(row)
+                continue
             rate = f", {row['flops'] / row['seconds'] / 1e9:.0f} GFLOP/s" if "flops" in row else ""
             print(f"{name:>8} {row['x']:>6.0f}: {1e6 * row['seconds']:.1f} us a token{rate}", flush=True)
             found.setdefault(name, []).append(row)
-    quarters = [row["seconds"] for row in found["steps"]]
-    n = -(-len(quarters) // 4)
-    drift = statistics.median(quarters[-n:]) / statistics.median(quarters[:n])
-    print(f"last quarter of {run_steps} steps over the first: {drift:.2f}")
+    if quarters := [row["seconds"] for row in found.get("steps", [])]:
+        n = -(-len(quarters) // 4)
+        drift = statistics.median(quarters[-n:]) / statistics.median(quarters[:n])
+        print(f"last quarter of {run_steps} steps over the first: {drift:.2f}")
     if args.sweep:
         found["sweep"] = overhead(args.sweep)
         print(json.dumps(found["sweep"]))
