@@ -3,6 +3,7 @@
 import argparse
 import importlib.util
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 from gptjax.errors import BadInput
 from gptjax.storage import folder
 
+ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]*:/")  # gs://BUCKET, and gs:/BUCKET as pathlib would write it
 Run = Callable[[argparse.Namespace], None]
 Verb = Callable[[str, Run, str], argparse.ArgumentParser]  # name, what it does, help: adds a verb
 
@@ -41,10 +43,26 @@ def in_job(args: argparse.Namespace) -> Iterator[None]:
 
 def directory(text: str) -> Path:
     """Read a directory of runs, on a file system or in object storage."""
+    if not ADDRESS.match(text):
+        return local_path(text)
     try:
         return folder(text)
     except BadInput as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def local_path(text: str) -> Path:
+    """Read a path of this machine; the parser calls this for every argument whose type is Path."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path names nothing; give a file or a directory")
+    if ADDRESS.match(text):
+        raise argparse.ArgumentTypeError(f"{text} is in object storage and a path of this machine is asked for; "
+                                         "work on a copy here")  # fmt: skip
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8, and paths are kept as text; rename it") from None
+    return Path(text)
 
 
 def load(target: str, kind: type, name: str) -> Any:

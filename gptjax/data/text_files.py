@@ -260,7 +260,9 @@ def _parsed(text: bytes, where: str, remedy: str) -> Any:
         raise BadInput(f"{where} is nested too deeply to be read; write a flat object") from None
     except json.JSONDecodeError as error:
         at = f"line {error.lineno} column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        raise BadInput(f"{where} is not JSON ({error.msg} at {at}); write one JSON object a line") from None
+        raise BadInput(
+            f"{where} is not JSON ({error.msg.removesuffix(' at')}, {at}); write one JSON object a line"
+        ) from None
     except ValueError as error:  # a number of more digits than Python reads
         raise BadInput(f"{where} is not JSON ({error}); write one JSON object a line") from None
 
