@@ -13,7 +13,7 @@ from gptjax.errors import BadInput, ending
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line, and whose paths are of this machine unless it says otherwise."""
+    """An argument parser whose complaints are one line, and whose paths are of this machine."""
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)

@@ -3,7 +3,6 @@
 import argparse
 import importlib.util
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.errors import BadInput
-from gptjax.storage import folder
+from gptjax.storage import folder, is_address
 
-ADDRESS = re.compile("[A-Za-z][A-Za-z0-9+.-]*:/")  # gs://BUCKET, and gs:/BUCKET as pathlib would write it
 Run = Callable[[argparse.Namespace], None]
 Verb = Callable[[str, Run, str], argparse.ArgumentParser]  # name, what it does, help: adds a verb
 
@@ -43,7 +41,7 @@ def in_job(args: argparse.Namespace) -> Iterator[None]:
 
 def directory(text: str) -> Path:
     """Read a directory of runs, on a file system or in object storage."""
-    if not ADDRESS.match(text):
+    if not is_address(text):
         return local_path(text)
     try:
         return folder(text)
@@ -55,7 +53,7 @@ def local_path(text: str) -> Path:
     """Read a path of this machine; the parser calls this for every argument whose type is Path."""
     if not text:
         raise argparse.ArgumentTypeError("an empty path names nothing; give a file or a directory")
-    if ADDRESS.match(text):
+    if is_address(text):
         raise argparse.ArgumentTypeError(f"{text} is in object storage and a path of this machine is asked for; "
                                          "work on a copy here")  # fmt: skip
     try:

@@ -19,6 +19,7 @@ from gptjax.data.pairs import in_rows
 from gptjax.data.store import Changed, TokenStore, build_store, open_store
 from gptjax.errors import BadInput
 from gptjax.question import how
+from gptjax.storage import is_address
 
 BLOCK = 1024  # sequences in which a mixture keeps its proportions exactly
 
@@ -43,6 +44,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.sources or any(not source.weight > 0 for source in self.sources):
             raise BadInput(f"data.sources {self.sources} needs one corpus or more, each with a weight above 0")
+        if is_address(self.cache):
+            raise BadInput(
+                f"data.cache {self.cache!r} is in object storage and tokens are written here; name a directory"
+            )
 
 
 def shuffled(index: np.ndarray, n: int, seed: Sequence[int], rounds: int = 4) -> np.ndarray:

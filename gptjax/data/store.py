@@ -29,6 +29,7 @@ from gptjax.data.provenance import PROVENANCE_FILE, Provenance
 from gptjax.data.shards import ShardFiles, shard_and_chunk
 from gptjax.data.tokenizer import MODEL_FILE, Tokenizer, load_tokenizer, make_tokenizer, read_tokenizer
 from gptjax.errors import BadInput
+from gptjax.storage import is_address
 
 FORMAT = 1
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -222,7 +223,7 @@ def build_store(corpus: str, tokenizer_spec: str, directory: str | Path, progres
       Changed: the store that is there was made when the corpus or the tokenizer was another.
       BadInput: the corpus or tokenizer is unknown or unfit, or the directory holds something else.
     """
-    if "://" in str(directory):
+    if is_address(str(directory)):
         raise BadInput(f"{directory} is not a local directory and a store is built in one; build it here, then copy it")
     directory = Path(directory).absolute()
     if store := _find_store(corpus, tokenizer_spec, directory):

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gptjax.errors import BadInput
+from gptjax.storage import is_address
 
 TEXT = (".py", ".rst", ".md", ".txt")
 JSON = (".jsonl", ".ndjson", ".json")
@@ -87,7 +88,7 @@ def find(name: str, fields: tuple[str, ...] = ("text",), endings: tuple[str, ...
 
     A glob may hold {a,b} for several spellings. BadInput where nothing is found.
     """
-    if "://" in name:
+    if is_address(name):
         raise BadInput(f"corpus {name!r} is an address, and a corpus is read from this machine's disk; copy it here")
     try:
         name.encode()
