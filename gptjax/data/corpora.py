@@ -245,9 +245,8 @@ def _parse_markov(name: str) -> Markov:
     for item in filter(None, name.removeprefix("markov").removeprefix(":").split(",")):
         key, _, value = item.partition("=")
         if key not in allowed or not re.fullmatch("[0-9]{1,18}", value):
-            raise BadInput(
-                f"{item!r} in corpus {name!r} is not KEY=INTEGER of at most 18 digits; the keys are {', '.join(allowed)}"
-            )
+            keys = ", ".join(allowed)
+            raise BadInput(f"{item!r} in corpus {name!r} is not KEY=INTEGER of up to 18 digits; the keys are {keys}")
         settings[key] = int(value)
     return Markov(**settings)
 

@@ -46,7 +46,7 @@ class DataConfig:
             raise BadInput(f"data.sources {self.sources} needs one corpus or more, each with a weight above 0")
         if is_address(self.cache):
             raise BadInput(
-                f"data.cache {self.cache!r} is in object storage and tokens are written here; name a directory"
+                f"data.cache {self.cache!r} is an address, and tokens are kept on this machine; name a folder"
             )
 
 

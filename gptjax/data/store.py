@@ -27,7 +27,7 @@ from tqdm import tqdm
 from gptjax.data.corpora import Split, corpus_files, documents, is_pairs, pair_of
 from gptjax.data.provenance import PROVENANCE_FILE, Provenance
 from gptjax.data.shards import ShardFiles, shard_and_chunk
-from gptjax.data.tokenizer import MODEL_FILE, Tokenizer, load_tokenizer, make_tokenizer, read_tokenizer
+from gptjax.data.tokenizer import MODEL_FILE, Tokenizer, load_tokenizer, make_tokenizer, read_tokenizer, without_marks
 from gptjax.errors import BadInput
 from gptjax.storage import is_address
 
@@ -388,9 +388,23 @@ def _encoded(texts: list[bytes], tokenizer: Tokenizer) -> Iterator[tuple[np.ndar
 def _encoded_pairs(documents: list[bytes], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
     """Yield the tokens of each pair, led by bos, its prompt's marked as only read, and the bytes of its answer."""
     pairs = [pair_of(document) for document in documents]
-    prompts, answers = (tokenizer.encode_many([pair[side] for pair in pairs]) for side in (0, 1))
+    prompts, answers = (_without_bos([pair[side] for pair in pairs], tokenizer) for side in (0, 1))
     for (_, text), prompt, answer in zip(pairs, prompts, answers, strict=True):
         yield np.concatenate([[np.int32(tokenizer.bos)], prompt + tokenizer.vocab_size, answer]), len(text)
+
+
+def _without_bos(texts: list[bytes], tokenizer: Tokenizer) -> list[np.ndarray]:
+    """Encode texts of which none may begin an example: one that spells bos is encoded as if there were no marks."""
+    encoded = tokenizer.encode_many(texts)
+    spelling = [i for i, ids in enumerate(encoded) if tokenizer.bos in ids]
+    if spelling:
+        again = without_marks(tokenizer).encode_many([texts[i] for i in spelling])
+        for i, ids in zip(spelling, again, strict=True):
+            if tokenizer.bos in ids:
+                raise BadInput(f"{texts[i][:40].decode(errors='replace')!r} has token {tokenizer.bos}, with which the "
+                               "tokenizer begins an example; give pairs a tokenizer with a bos of its own")  # fmt: skip
+            encoded[i] = ids
+    return encoded
 
 
 def _batches(split_documents: Iterable[tuple[bytes, Split]]) -> Iterator[list[tuple[bytes, Split]]]:

@@ -2,6 +2,7 @@
 
 import heapq
 import io
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 import sentencepiece as spm
 
 from gptjax.allocator import return_freed_memory
-from gptjax.data.json_tokenizer import JsonTokenizer
+from gptjax.data.json_tokenizer import CONFIG_FILE, JsonTokenizer
 from gptjax.errors import BadInput
 from gptjax.files import write_file
 
@@ -91,8 +92,8 @@ class SentencePieceTokenizer:
         self._processor.LoadFromSerializedProto(model + AS_IT_IS)
         self._byte_ids = np.array([self._processor.piece_to_id(f"<0x{b:02X}>") for b in range(256)], np.int32)
         if not self._has_bytes():
-            raise BadInput(f"a {MODEL_FILE} of SentencePiece has no byte fallback, so that characters it lacks would be "
-                           "lost; train it with byte_fallback=True, or use sentencepiece:VOCABULARY")  # fmt: skip
+            raise BadInput(f"a {MODEL_FILE} of SentencePiece has no byte fallback, so that characters it lacks would "
+                           "be lost; train it with byte_fallback=True, or use sentencepiece:VOCABULARY")  # fmt: skip
         self._table = [self._bytes_of(i) for i in range(self._processor.vocab_size())]
         self.vocab_size = len(self._table)
         # Where a model has no bos, its eos separates documents, or else the piece for what is unknown: with bytes to
@@ -146,6 +147,15 @@ class SentencePieceTokenizer:
 
 def _is_mark(processor: Any, i: int) -> bool:
     return processor.is_control(i) or processor.is_unknown(i)
+
+
+def without_marks(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer of the same ids for which a text that spells a mark, as <s>, is no more than that text."""
+    if not isinstance(tokenizer, JsonTokenizer):
+        return tokenizer  # so are our own
+    settings = json.loads(tokenizer.files.get(CONFIG_FILE, b"{}")) | {"split_special_tokens": True}
+    files = {name: content.decode() for name, content in tokenizer.files.items()} | {CONFIG_FILE: json.dumps(settings)}
+    return JsonTokenizer(json.dumps({"bos": tokenizer.bos, "files": files}).encode())
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
