@@ -35,7 +35,7 @@ from gptjax.data.loader import DataConfig, Source
 from gptjax.data.objectives import Batch
 from gptjax.files import read_json, write_json
 from gptjax.laws.report import write_report
-from gptjax.models.count import count, model_flops
+from gptjax.models.count import count, flops_per_token, model_flops
 from gptjax.models.gpt import GPTConfig
 from gptjax.question import fingerprint
 from gptjax.sharding import Layout, MeshConfig, make_mesh

@@ -44,6 +44,11 @@ def folder(where: str) -> Path:
     return cast(Path, epath.Path(where))
 
 
+def is_address(text: str) -> bool:
+    """Say whether a text is an address, as gs://BUCKET/PATH, or gs:/BUCKET/PATH, which pathlib makes of it."""
+    return re.match("[A-Za-z][A-Za-z0-9+.-]*:/", text) is not None
+
+
 def is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
 

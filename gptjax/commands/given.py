@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.errors import BadInput
-from gptjax.storage import folder
+from gptjax.storage import folder, is_address
 
 Run = Callable[[argparse.Namespace], None]
 Verb = Callable[[str, Run, str], argparse.ArgumentParser]  # name, what it does, help: adds a verb
@@ -41,10 +41,26 @@ def in_job(args: argparse.Namespace) -> Iterator[None]:
 
 def directory(text: str) -> Path:
     """Read a directory of runs, on a file system or in object storage."""
+    if not is_address(text):
+        return local_path(text)
     try:
         return folder(text)
     except BadInput as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def local_path(text: str) -> Path:
+    """Read a path of this machine; the parser calls this for every argument whose type is Path."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path names nothing; give a file or a directory")
+    if is_address(text):
+        raise argparse.ArgumentTypeError(f"{text} is in object storage and a path of this machine is asked for; "
+                                         "work on a copy here")  # fmt: skip
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not UTF-8, and paths are kept as text; rename it") from None
+    return Path(text)
 
 
 def load(target: str, kind: type, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib.util
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,11 @@ if TYPE_CHECKING:
 
 def add(verb: Verb) -> None:
     data = verb("data", run_data, "tokenize a corpus into a token store")
-    data.add_argument("corpus", help="python, markov[:OPTIONS], hf:NAME, pairs:JSONL, or text, jsonl or parquet files")
-    data.add_argument("--out", required=True, type=Path, metavar="DIR")
-    data.add_argument("--tokenizer", default="sentencepiece:512", help="bytes, or sentencepiece:VOCABULARY")
+    kinds = "python, markov[:OPTIONS], hf:NAME, pairs:FILES, or a file, folder or glob of text, JSON lines or parquet"
+    data.add_argument("corpus", help=kinds)
+    data.add_argument("--out", required=True, type=Path, metavar="DIR", help="a new directory of this machine")
+    data.add_argument("--tokenizer", default="sentencepiece:512", help="bytes, sentencepiece:VOCABULARY, or a folder")
+    data.add_argument("--ext", metavar="ENDING,...", help="read the files of a folder with these endings, as pm,pl")
 
     train = verb("train", run_train, "train one run")
     with_file(train, "RunConfig")
@@ -55,11 +58,26 @@ def add(verb: Verb) -> None:
 def run_data(args: argparse.Namespace) -> None:
     from gptjax.data.store import build_store
 
-    store = build_store(args.corpus, args.tokenizer, args.out)
+    corpus = args.corpus if args.ext is None else glob_of(args.corpus, args.ext)
+    store = build_store(corpus, args.tokenizer, args.out)
     for split, facts in store.manifest.splits.items():
         size = f"{facts.documents:,} documents, {facts.tokens:,} tokens"
         print(f"{split}: {size}, {facts.bytes_per_token:.3f} bytes a token")
-    print(f"{args.out}: digest {store.digest}")
+    for line in store.provenance.notes() if store.provenance else []:
+        print(line)
+    if args.ext is not None:
+        print(f"corpus {corpus!r}")
+    print(f"{args.out}: {'built' if store.is_new else 'opened'}, digest {store.digest}")
+
+
+def glob_of(folder: str, endings: str) -> str:
+    """Return the name of the corpus of a folder's files with these endings."""
+    from gptjax.data.text_files import in_folder
+
+    kinds = [f".{ending.removeprefix('.')}" for ending in endings.split(",")]
+    if not Path(folder).is_dir() or not all(re.fullmatch(r"(\.\w+)+", kind) for kind in kinds):
+        raise BadInput(f"--ext {endings!r} of {folder!r}: give a folder, and endings with commas between, as pm,pl")
+    return in_folder(folder, kinds)
 
 
 def run_train(args: argparse.Namespace) -> None:

@@ -5,46 +5,42 @@ A corpus is a name: `python` (this machine's Python sources, the offline default
 add a kind, add a reader and its line in `read_corpus`.
 """
 
-import glob
-import io
 import json
 import os
+import re
 import string
 import sysconfig
 from array import array
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from scipy.special import entr
 
+from gptjax.data.text_files import JSON, TEXT, Files, find, holds_json, read
 from gptjax.errors import BadInput
 
 Split = Literal["train", "validation"]
 
 VALIDATION_BELOW = bytes([4])  # of 256: documents whose hash begins with a smaller byte, about 1 in 64
 
-TEXT_SUFFIXES = (".py", ".rst", ".md", ".txt")
-JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
-FILE_SUFFIXES = (*TEXT_SUFFIXES, *JSONL_SUFFIXES, ".parquet")
-TEXT_BYTES = 1 << 16  # a longer text file is cut, at a line's end, into documents of this size
 PAIRS = "pairs:"
-PARQUET_ROWS = 1024  # read at a time
+SOURCES = re.compile("hf:|markov$|markov:")  # names of what is no files
+HUGGING_FACE = re.compile(r"hf:((?:[\w.-]+/)?[\w.-]+)(?::([^:]*))?(?::([^:]*))?")
 
 # Tests are mostly tables of expected values; gptjax itself would change the corpus with every edit.
 PYTHON_WITHOUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "gptjax"}
 
 
-def documents(name: str) -> Iterator[tuple[bytes, Split]]:
+def documents(name: str, dropped: Counter[str] | None = None) -> Iterator[tuple[bytes, Split]]:
     """Yield each distinct document of a corpus once, with the split that the hash of its content puts it in.
 
-    Which split does not depend on the order. Where all fall into one, the smallest hash is the validation set.
+    Which split does not depend on the order. Where all fall into one, the smallest hash is the validation set. What is
+    left out, as empty or as a duplicate, is counted in `dropped`.
 
     Raises:
       BadInput: the corpus is unknown or unreadable, or holds fewer than two distinct documents.
@@ -55,6 +51,8 @@ def documents(name: str) -> Iterator[tuple[bytes, Split]]:
     for document in read_corpus(name):
         digest = blake2b(document, digest_size=16).digest()
         if not document or not seen.add(int.from_bytes(digest[8:])):
+            if dropped is not None:
+                dropped["duplicate" if document else "empty"] += 1
             continue
         held.append((digest, document))
         sides.add(digest < VALIDATION_BELOW)
@@ -120,15 +118,13 @@ class Digests:
 
 def read_corpus(name: str) -> Iterator[bytes]:
     """Return the documents of a corpus, in a fixed order; BadInput if there is no such corpus."""
+    if files := corpus_files(name):
+        return read(files.checked(), _pair_of if is_pairs(name) else _text_of)
     if name == "python":
         return _read_python()
-    if name == "markov" or name.startswith("markov:"):
-        return _read_markov(_parse_markov(name))
     if name.startswith("hf:"):
         return _read_hugging_face(name)
-    if is_pairs(name):
-        return _read_files(_find_pairs(name), _read_pairs)
-    return _read_files(_find_files(name))
+    return _read_markov(_parse_markov(name))
 
 
 # ---- this machine's Python
@@ -141,7 +137,7 @@ def _read_python() -> Iterator[bytes]:
         for folder, folders, files in os.walk(root):
             folders[:] = sorted(set(folders) - PYTHON_WITHOUT)
             for path in (Path(folder, file) for file in sorted(files)):
-                if path.suffix in TEXT_SUFFIXES and os.access(path, os.R_OK):
+                if path.suffix in TEXT and os.access(path, os.R_OK):
                     text = path.read_bytes()
                     if _is_written_by_hand(text):
                         yield text
@@ -160,92 +156,59 @@ def _is_written_by_hand(text: bytes) -> bool:
 # ---- files
 
 
-def _find_files(name: str) -> list[Path]:
-    root = Path(name)
-    if name and root.is_dir():
-        found = list(root.rglob("*"))
-    else:
-        found = [root] if root.is_file() else [Path(path) for path in glob.iglob(name, recursive=True)]
-    files = sorted(path for path in found if path.name.endswith(FILE_SUFFIXES) and path.is_file())
-    if not files:
-        raise BadInput(f"corpus {name!r} names no readable file; give python, markov, hf:NAME, pairs:FILES, or a file, "
-                       f"directory or glob of {' '.join(FILE_SUFFIXES)}")  # fmt: skip
+def corpus_files(name: str) -> Files | None:
+    """Find the files that a corpus is read from; None if it is no files, BadInput if there are none of that name."""
+    if name == "python" or SOURCES.match(name):
+        return None
+    if not is_pairs(name):
+        return find(name)
+    files = find(name.removeprefix(PAIRS), ("prompt", "answer"), JSON)
+    for path in files.read:
+        if not holds_json(path):
+            raise BadInput(f"corpus {name!r}: {path} is not {' or '.join(JSON)}; write pairs as JSON lines")
     return files
 
 
-def _read_files(files: list[Path], reader: Callable[[Path], Iterator[bytes]] | None = None) -> Iterator[bytes]:
-    for path in files:
-        read = _read_parquet if path.suffix == ".parquet" else _read_jsonl if ".jsonl" in path.name else _read_text
-        try:
-            yield from (reader or read)(path)
-        except BadInput:
-            raise
-        except (OSError, ValueError) as error:  # pyarrow's and json's errors are ValueErrors
-            reason = str(error).partition("\n")[0]
-            raise BadInput(f"{path} cannot be read ({reason}); repair it or leave it out") from error
+def _text_of(row: dict[str, str]) -> bytes:
+    return row["text"].encode("utf-8", "surrogatepass")
 
 
-def _read_text(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as lines:
-        yield from map(b"".join, iter(partial(lines.readlines, TEXT_BYTES), []))
+def _pair_of(row: dict[str, str]) -> bytes:
+    """Return a row's prompt and answer as a JSON list, which `pair_of` reads."""
+    return json.dumps([row["prompt"], row["answer"]]).encode()
 
 
-def _read_jsonl(path: Path) -> Iterator[bytes]:
-    for row in _rows(path, ("text",)):
-        yield row["text"].encode("utf-8", "surrogatepass")
-
-
-def _rows(path: Path, needed: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Yield the objects of a file of JSON lines; BadInput at the first that lacks one of the string fields needed."""
-    with pa.input_stream(path, compression="detect") as stream:
-        for number, line in enumerate(io.BufferedReader(stream), 1):
-            row = json.loads(line)
-            for name in needed:
-                if not isinstance(row, dict) or not isinstance(row.get(name), str):
-                    raise BadInput(f"{path} line {number} has no string field {name!r}; give one to every line")
-            yield row
-
-
-def _find_pairs(name: str) -> list[Path]:
-    files = _find_files(name.removeprefix(PAIRS))
-    for path in files:
-        if not path.name.endswith(JSONL_SUFFIXES):
-            raise BadInput(f"corpus {name!r}: {path} is not {' or '.join(JSONL_SUFFIXES)}; write pairs as JSON lines")
-    return files
-
-
-def _read_pairs(path: Path) -> Iterator[bytes]:
-    """Yield each row's prompt and answer as a JSON list, which `pair_of` reads."""
-    for row in _rows(path, ("prompt", "answer")):
-        yield json.dumps([row["prompt"], row["answer"]]).encode()
-
-
-def _read_parquet(path: Path) -> Iterator[bytes]:
-    with pq.ParquetFile(path) as table:
-        if "text" not in table.schema_arrow.names:
-            raise BadInput(f"{path} has columns {table.schema_arrow.names} and no 'text'; rename the text column")
-        for batch in table.iter_batches(PARQUET_ROWS, columns=["text"]):
-            yield from batch.column(0).drop_null().cast(pa.large_binary()).to_pylist()
+# ---- Hugging Face
 
 
 def _read_hugging_face(name: str) -> Iterator[bytes]:
+    if not (found := HUGGING_FACE.fullmatch(name)):
+        raise BadInput(f"corpus {name!r} is not hf:NAME[:CONFIG[:SPLIT]]; write it as hf:OWNER/NAME")
+    return _rows_of_data_set(name, *found.groups())
+
+
+def _rows_of_data_set(name: str, path: str, config: str | None, split: str | None) -> Iterator[bytes]:
     try:
         import datasets
     except ImportError as error:
         raise BadInput(f"corpus {name!r} needs Hugging Face datasets; run pip install 'gptjax[hf]'") from error
-    path, config, split = [*name.split(":")[1:], "", ""][:3]
     try:
         for row in datasets.load_dataset(path, config or None, split=split or "train", streaming=True):
-            yield row["text"].encode("utf-8", "surrogatepass")
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f"corpus {name!r} cannot be read ({error!r}); check hf:NAME:CONFIG:SPLIT, its 'text' column and "
-                       "the network") from error  # fmt: skip
+            if not isinstance(row.get("text"), str):
+                raise BadInput(f"corpus {name!r} has columns {list(row)} and no text in 'text'; use another data set")
+            yield _text_of(row)
+    except BadInput:
+        raise
+    except (OSError, ValueError) as error:
+        raise BadInput(f"corpus {name!r} cannot be read ({error!r}); check hf:NAME:CONFIG:SPLIT and the network"
+                       ) from error  # fmt: skip
 
 
 # ---- a source of known entropy
 
 
 SYMBOLS = np.frombuffer(string.printable[:94].encode(), np.uint8)  # digits, letters, punctuation
+MAX_LENGTH = 1 << 20  # 256 documents are held at a time
 MAX_CONTEXTS = 1024  # the stationary distribution solves a dense system of this size
 
 
@@ -262,11 +225,12 @@ class Markov:
     def __post_init__(self) -> None:
         if not 2 <= self.states <= len(SYMBOLS):
             raise BadInput(f"markov states={self.states} is not from 2 to {len(SYMBOLS)}, the printable symbols; use 8")
-        if self.states**self.order > MAX_CONTEXTS:
-            raise BadInput(f"markov states={self.states},order={self.order} has {self.states**self.order} contexts and "
-                           f"at most {MAX_CONTEXTS} are allowed; lower one")  # fmt: skip
-        if self.length <= self.order:
-            raise BadInput(f"markov length={self.length} is not above order={self.order}; use a longer one")
+        if self.order > MAX_CONTEXTS.bit_length() or self.states**self.order > MAX_CONTEXTS:
+            raise BadInput(f"markov states={self.states},order={self.order} has more contexts than the {MAX_CONTEXTS} "
+                           "that are allowed; lower one")  # fmt: skip
+        if not self.order < self.length <= MAX_LENGTH:
+            raise BadInput(f"markov length={self.length} is not above order={self.order} and at most {MAX_LENGTH}; use "
+                           "4096, and more documents")  # fmt: skip
 
 
 def markov_entropy(name: str) -> float:
@@ -280,8 +244,9 @@ def _parse_markov(name: str) -> Markov:
     settings = {}
     for item in filter(None, name.removeprefix("markov").removeprefix(":").split(",")):
         key, _, value = item.partition("=")
-        if key not in allowed or not value.isdecimal():
-            raise BadInput(f"{item!r} in corpus {name!r} is not KEY=INTEGER; the keys are {', '.join(allowed)}")
+        if key not in allowed or not re.fullmatch("[0-9]{1,18}", value):
+            keys = ", ".join(allowed)
+            raise BadInput(f"{item!r} in corpus {name!r} is not KEY=INTEGER of up to 18 digits; the keys are {keys}")
         settings[key] = int(value)
     return Markov(**settings)
 

@@ -1,7 +1,10 @@
 """Batches as a function of (seed, step), the same for any number of processes: to resume is to know the step."""
 
 import hashlib
+import itertools
+import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -13,9 +16,10 @@ import numpy as np
 from gptjax.data.corpora import Split
 from gptjax.data.objectives import Batch, causal
 from gptjax.data.pairs import in_rows
-from gptjax.data.store import TokenStore, build_store, open_store
+from gptjax.data.store import Changed, TokenStore, build_store, open_store
 from gptjax.errors import BadInput
 from gptjax.question import check_values, how
+from gptjax.storage import is_address
 
 BLOCK = 1024  # sequences in which a mixture keeps its proportions exactly
 
@@ -44,6 +48,10 @@ class DataConfig:
         check_values(self, "data.")
         if not self.sources or any(not source.weight > 0 for source in self.sources):
             raise BadInput(f"data.sources {self.sources} needs one corpus or more, each with a weight above 0")
+        if is_address(self.cache):
+            raise BadInput(
+                f"data.cache {self.cache!r} is an address, and tokens are kept on this machine; name a folder"
+            )
 
 
 def shuffled(index: np.ndarray, n: int, seed: Sequence[int], rounds: int = 4) -> np.ndarray:
@@ -169,8 +177,29 @@ def validation_batches(
     return jax.tree.map(lambda x: x.reshape(-1, batch, seq_len), flat)
 
 
+def _cached(corpus: str, spec: str, cache: Path) -> tuple[Path, TokenStore]:
+    """Open the store of a corpus as it is now, or build it, beside the stores of what the corpus was before.
+
+    Those stay, because a run that has begun on them may read them still.
+    """
+    key = f"{corpus} {spec}"
+    name = re.sub(r"[^A-Za-z0-9]+", "-", key).strip("-")[-48:] + "-" + hashlib.sha256(os.fsencode(key)).hexdigest()[:8]
+    for version in itertools.count(1):
+        directory = cache / "tokens" / (name if version == 1 else f"{name}-{version}")
+        try:
+            store = build_store(corpus, spec, directory)
+        except Changed:
+            continue
+        for line in store.provenance.notes() if store.is_new and store.provenance else []:
+            print(f"gptjax: {corpus}: {line}", file=sys.stderr)
+        return directory, store
+    raise AssertionError
+
+
 def open_stores(config: DataConfig, context: int | None = None) -> tuple[TokenStore, ...]:
-    """Open the token store of each source, tokenizing what the cache does not hold; all share the first's tokenizer.
+    """Open the token store of each source; all share the first's tokenizer.
+
+    What the cache does not hold, and what has changed since it was tokenized, is tokenized into it.
 
     Pairs are laid out in rows of the context that is given.
     """
@@ -181,12 +210,8 @@ def open_stores(config: DataConfig, context: int | None = None) -> tuple[TokenSt
         if (directory / "manifest.json").is_file():
             stores.append(open_store(directory))
         else:
-            key = f"{source.corpus} {spec}"
-            name = (
-                re.sub(r"[^A-Za-z0-9]+", "-", key).strip("-")[-48:] + "-" + hashlib.sha256(key.encode()).hexdigest()[:8]
-            )
-            directory = Path(config.cache) / "tokens" / name
-            stores.append(build_store(source.corpus, spec, directory))
+            directory, store = _cached(source.corpus, spec, Path(config.cache))
+            stores.append(store)
         spec = str(directory) if len(stores) == 1 else spec
     first = stores[0].tokenizer
     for source, store in zip(config.sources, stores, strict=True):

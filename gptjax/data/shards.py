@@ -21,7 +21,7 @@ class ShardFiles:
 
     def __init__(self, folder: Path, array: ts.TensorStore) -> None:
         self._dtype = array.dtype.numpy_dtype.newbyteorder("<")
-        self._shard, self._chunk = _shard_and_chunk(array)
+        self._shard, self._chunk = shard_and_chunk(array)
         self._open = lru_cache(OPEN_FILES)(partial(_Shard, folder, array))
 
     def windows(self, starts: np.ndarray, length: int) -> np.ndarray:
@@ -57,7 +57,7 @@ class _Shard:
     """A shard's file, open until nobody holds this, and where the chunks begin in it."""
 
     def __init__(self, folder: Path, array: ts.TensorStore, number: int) -> None:
-        shard, chunk = _shard_and_chunk(array)
+        shard, chunk = shard_and_chunk(array)
         self.descriptor = os.open(folder / "c" / str(number), os.O_RDONLY)
         finalize(self, os.close, self.descriptor)
         # At the file's end: (offset, bytes) of every chunk, and their checksum, which TensorStore compared on opening.
@@ -70,7 +70,7 @@ class _Shard:
         self.offsets = offsets.tolist()
 
 
-def _shard_and_chunk(array: ts.TensorStore) -> tuple[int, int]:
+def shard_and_chunk(array: ts.TensorStore) -> tuple[int, int]:
     """Return how many tokens they hold."""
     layout = array.chunk_layout
     return np.asarray(layout.write_chunk.shape).item(), np.asarray(layout.read_chunk.shape).item()

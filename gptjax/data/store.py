@@ -1,14 +1,16 @@
 """Token arrays: written once, atomically, read from disk or object storage.
 
-A store is a directory: `manifest.json`, `tokenizer.model` and, per split, a zarr3 array of token ids, every document
-led by bos. A token of a prompt, which is read and not predicted, stands as its id plus the tokenizer's vocab_size. A
-store is built beside its place and moved there whole, so that a directory with a manifest is complete.
+A store is a directory: `manifest.json`, `tokenizer.model`, `provenance.json` and, per split, a zarr3 array of token
+ids, every document led by bos. A token of a prompt, which is read and not predicted, stands as its id plus the
+tokenizer's vocab_size. A store is built beside its place and moved there whole, so that a directory with a manifest is
+complete; it is never changed, and where its corpus has changed another one is built.
 """
 
 import fcntl
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -22,10 +24,12 @@ import numpy as np
 import tensorstore as ts
 from tqdm import tqdm
 
-from gptjax.data.corpora import Split, documents, is_pairs, pair_of
-from gptjax.data.shards import ShardFiles
-from gptjax.data.tokenizer import MODEL_FILE, Tokenizer, make_tokenizer, read_tokenizer
+from gptjax.data.corpora import Split, corpus_files, documents, is_pairs, pair_of
+from gptjax.data.provenance import PROVENANCE_FILE, Provenance
+from gptjax.data.shards import ShardFiles, shard_and_chunk
+from gptjax.data.tokenizer import MODEL_FILE, Tokenizer, load_tokenizer, make_tokenizer, read_tokenizer, without_marks
 from gptjax.errors import BadInput
+from gptjax.storage import is_address
 
 FORMAT = 1
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -34,9 +38,11 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 # 1.8 with zstd; one gather of 64 x 2049 indices instead of 64 reads takes 9 ms.
 SHARD_TOKENS = 1 << 24
 CHUNK_TOKENS = 1 << 14
+LARGEST_SHARD = 1 << 26  # that is opened
 CACHE_BYTES = 1 << 26  # shard indexes stay in it
 HELD_BYTES = 1 << 28  # arrays up to this size are read whole: 0.15 ms for the same windows
 
+CHECKED_SHARDS = 1 << 10  # read at a time on opening
 ENCODED_BYTES = 1 << 23  # of documents tokenized at a time
 
 
@@ -49,6 +55,14 @@ class SplitFacts:
     bytes: int
     sha256: str  # of the token ids, little-endian
     predicted: int | None = None  # of pairs: tokens of answers, with the bos that ends each
+
+    def __post_init__(self) -> None:
+        counts = {"documents": self.documents, "tokens": self.tokens, "bytes": self.bytes, "predicted": self.predicted}
+        for name, n in counts.items():
+            if not ((type(n) is int and 0 < n < 1 << 62) or (name, n) in (("bytes", 0), ("predicted", None))):
+                raise ValueError(f"{name} {n!r} is no count")
+        if not isinstance(self.sha256, str):
+            raise ValueError(f"sha256 {self.sha256!r} is no text")
 
     @property
     def bytes_per_token(self) -> float:
@@ -72,6 +86,11 @@ class Manifest:
     splits: dict[Split, SplitFacts]
     format: int = FORMAT
 
+    def __post_init__(self) -> None:
+        for name in ("corpus", "tokenizer", "tokenizer_digest"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} {getattr(self, name)!r} is no text")
+
     @property
     def digest(self) -> str:
         """Hash the content: tokens and tokenizer, whatever the corpus was called."""
@@ -91,7 +110,7 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Manifest":
-        """Read what `to_json` wrote; ValueError, KeyError or TypeError if it is something else."""
+        """Read what `to_json` wrote; one of the errors of DAMAGED if it is something else."""
         row = json.loads(text)
         digest = row.pop("digest")
         for facts in row["splits"].values():
@@ -100,6 +119,9 @@ class Manifest:
         if manifest.digest != digest:
             raise ValueError(f"digest {digest} is not {manifest.digest}")
         return manifest
+
+
+DAMAGED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what JSON of another form gives
 
 
 class TokenStore:
@@ -112,8 +134,11 @@ class TokenStore:
         tokenizer: Tokenizer,
         arrays: dict[Split, ts.TensorStore],
         files: dict[Split, ShardFiles] | None = None,
+        provenance: Provenance | None = None,
     ) -> None:
         self.manifest = manifest
+        self.provenance = provenance  # None: it was built before this was recorded
+        self.is_new = False  # True: this process has built it
         self.digest = manifest.digest
         self.tokenizer = tokenizer
         self._where = where
@@ -165,7 +190,10 @@ class TokenStore:
     def _check_shards(self) -> None:
         """Read one token of every shard: its index, at the file's end, carries a checksum that truncation breaks."""
         for array in self._arrays.values():
-            self._checked(array[np.arange(0, array.size, SHARD_TOKENS)].read().result)
+            shard, _ = shard_and_chunk(array)
+            for first in range(0, array.size, CHECKED_SHARDS * shard):  # a size that is only claimed ends at once
+                shards = np.arange(first, min(array.size, first + CHECKED_SHARDS * shard), shard)
+                self._checked(array[shards].read().result)
 
     def _checked(self, read: Callable[[], np.ndarray]) -> np.ndarray:
         try:
@@ -179,6 +207,10 @@ class TokenStore:
         return tokens
 
 
+class Changed(BadInput):
+    """Report that a store is there, and that its corpus or tokenizer is no longer what it was made from."""
+
+
 REBUILD = "delete the directory and build it again with gptjax data"
 
 
@@ -188,28 +220,36 @@ def build_store(corpus: str, tokenizer_spec: str, directory: str | Path, progres
     The tokenizer is `bytes`, `sentencepiece:VOCAB` (trained on the corpus) or the directory of another store, to share.
 
     Raises:
+      Changed: the store that is there was made when the corpus or the tokenizer was another.
       BadInput: the corpus or tokenizer is unknown or unfit, or the directory holds something else.
     """
-    if "://" in str(directory):
+    if is_address(str(directory)):
         raise BadInput(f"{directory} is not a local directory and a store is built in one; build it here, then copy it")
     directory = Path(directory).absolute()
     if store := _find_store(corpus, tokenizer_spec, directory):
         return store
+    provenance = Provenance.of(corpus)
     texts = (b"".join(pair_of(d)) if is_pairs(corpus) else d for d, split in documents(corpus) if split == "train")
     tokenizer = make_tokenizer(tokenizer_spec, texts)
     next(documents(corpus))  # so that a bad corpus is refused before anything is written
     with _exclusive(directory.with_name(f".{directory.name}.partial")) as partial:
         if store := _find_store(corpus, tokenizer_spec, directory):  # another process built it while we waited
             return store
-        facts = _write_arrays(corpus, tokenizer, partial, progress)
+        dropped: Counter[str] = Counter()
+        facts = _write_arrays(corpus, tokenizer, partial, progress, dropped)
+        if changed := _difference(corpus, provenance):
+            raise BadInput(f"corpus {corpus!r}: {changed} while it was read; run this again when nobody writes there")
         tokenizer.save(partial)
         manifest = Manifest(corpus, tokenizer_spec, tokenizer.digest, facts)
         Path(partial, "manifest.json").write_text(manifest.to_json())
-        for path in (partial / MODEL_FILE, partial / "manifest.json", partial):
+        Path(partial, PROVENANCE_FILE).write_text(replace(provenance, dropped=dict(dropped)).to_json())
+        for path in (partial / MODEL_FILE, partial / PROVENANCE_FILE, partial / "manifest.json", partial):
             _sync(path)
         os.replace(partial, directory)
         _sync(directory.parent)
-    return open_store(directory)
+    store = open_store(directory)
+    store.is_new = True
+    return store
 
 
 def open_store(directory: str | Path) -> TokenStore:
@@ -222,15 +262,21 @@ def open_store(directory: str | Path) -> TokenStore:
     url = (where if "://" in where else Path(where).absolute().as_uri()).rstrip("/") + "/"
     try:
         files = ts.KvStore.open(url).result()
-        manifest_file, model_file = files.read("manifest.json").result(), files.read(MODEL_FILE).result()
+        manifest_file, model_file, provenance_file = (
+            files.read(name).result() for name in ("manifest.json", MODEL_FILE, PROVENANCE_FILE)
+        )
     except ValueError as error:
         raise BadInput(f"{where} cannot be read ({error}); give a directory, or a gs:// or s3:// address") from error
     if manifest_file.state != "value":
         raise BadInput(f"{where} holds no manifest.json, so it is no token store; build one with gptjax data")
     try:
         manifest = Manifest.from_json(manifest_file.value)
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{where} has a manifest.json of another form ({error}); {REBUILD}") from error
+    except DAMAGED as error:
+        raise BadInput(f"{where} has a manifest.json of another form ({error!r}); {REBUILD}") from error
+    try:
+        provenance = Provenance.from_json(provenance_file.value) if provenance_file.state == "value" else None
+    except DAMAGED as error:
+        raise BadInput(f"{where} has a {PROVENANCE_FILE} of another form ({error!r}); {REBUILD}") from error
     if manifest.format != FORMAT:
         raise BadInput(f"{where} has format {manifest.format} and this gptjax reads {FORMAT}; {REBUILD}")
     if sha256(model_file.value).hexdigest() != manifest.tokenizer_digest:
@@ -246,8 +292,10 @@ def open_store(directory: str | Path) -> TokenStore:
         found, wanted = (arrays[split].size, arrays[split].dtype.name), (facts.tokens, dtype.name)
         if found != wanted:
             raise BadInput(f"{where} {split} array is {found} and its manifest says {wanted}; {REBUILD}")
+        if not _is_laid_out_as_written(arrays[split]):
+            raise BadInput(f"{where} {split} array is laid out as this program does not write it; {REBUILD}")
     local = {} if "://" in where else {split: ShardFiles(Path(where, split), arrays[split]) for split in SPLITS}
-    store = TokenStore(where, manifest, tokenizer, arrays, local)
+    store = TokenStore(where, manifest, tokenizer, arrays, local, provenance)
     store._check_shards()
     return store
 
@@ -260,7 +308,25 @@ def _find_store(corpus: str, spec: str, directory: Path) -> TokenStore | None:
     found = (store.manifest.corpus, store.manifest.tokenizer)
     if found != (corpus, spec):
         raise BadInput(f"{directory} holds the store of {found}, not of {(corpus, spec)}; name another directory")
+    changed = _difference(corpus, store.provenance)
+    if not changed and Path(spec, MODEL_FILE).is_file() and load_tokenizer(spec).digest != store.tokenizer.digest:
+        changed = f"{Path(spec, MODEL_FILE)} has changed"
+    if changed:
+        raise Changed(
+            f"{directory} holds what {corpus} was before: {changed}; name another directory, or delete this one"
+        )
     return store
+
+
+def _difference(corpus: str, provenance: Provenance | None) -> str:
+    """Say which files of a corpus are not as they were; nothing where none was recorded, or where none is left."""
+    if not provenance or not provenance.files:
+        return ""
+    try:
+        files = corpus_files(corpus)
+    except BadInput:  # it was removed, or not brought along: the store is what there is
+        return ""
+    return provenance.difference(files.read) if files else ""
 
 
 @contextmanager
@@ -296,13 +362,15 @@ def _sync(path: Path) -> None:
     os.close(descriptor)
 
 
-def _write_arrays(corpus: str, tokenizer: Tokenizer, directory: Path, progress: bool) -> dict[Split, SplitFacts]:
+def _write_arrays(
+    corpus: str, tokenizer: Tokenizer, directory: Path, progress: bool, dropped: Counter[str]
+) -> dict[Split, SplitFacts]:
     pairs = is_pairs(corpus)
     encode = _encoded_pairs if pairs else _encoded
     writers = {split: _Writer(directory / split, _dtype(tokenizer, pairs)) for split in SPLITS}
     predicted = dict.fromkeys(SPLITS, 0)
     with tqdm(desc=f"tokens of {corpus}", unit="B", unit_scale=True, disable=None if progress else True) as bar:
-        for batch in _batches(documents(corpus)):
+        for batch in _batches(documents(corpus, dropped)):
             texts = [document for document, _ in batch]
             for (document, split), (tokens, n_bytes) in zip(batch, encode(texts, tokenizer), strict=True):
                 writers[split].append(tokens, n_bytes)
@@ -320,9 +388,23 @@ def _encoded(texts: list[bytes], tokenizer: Tokenizer) -> Iterator[tuple[np.ndar
 def _encoded_pairs(documents: list[bytes], tokenizer: Tokenizer) -> Iterator[tuple[np.ndarray, int]]:
     """Yield the tokens of each pair, led by bos, its prompt's marked as only read, and the bytes of its answer."""
     pairs = [pair_of(document) for document in documents]
-    prompts, answers = (tokenizer.encode_many([pair[side] for pair in pairs]) for side in (0, 1))
+    prompts, answers = (_without_bos([pair[side] for pair in pairs], tokenizer) for side in (0, 1))
     for (_, text), prompt, answer in zip(pairs, prompts, answers, strict=True):
         yield np.concatenate([[np.int32(tokenizer.bos)], prompt + tokenizer.vocab_size, answer]), len(text)
+
+
+def _without_bos(texts: list[bytes], tokenizer: Tokenizer) -> list[np.ndarray]:
+    """Encode texts of which none may begin an example: one that spells bos is encoded as if there were no marks."""
+    encoded = tokenizer.encode_many(texts)
+    spelling = [i for i, ids in enumerate(encoded) if tokenizer.bos in ids]
+    if spelling:
+        again = without_marks(tokenizer).encode_many([texts[i] for i in spelling])
+        for i, ids in zip(spelling, again, strict=True):
+            if tokenizer.bos in ids:
+                raise BadInput(f"{texts[i][:40].decode(errors='replace')!r} has token {tokenizer.bos}, with which the "
+                               "tokenizer begins an example; give pairs a tokenizer with a bos of its own")  # fmt: skip
+            encoded[i] = ids
+    return encoded
 
 
 def _batches(split_documents: Iterable[tuple[bytes, Split]]) -> Iterator[list[tuple[bytes, Split]]]:
@@ -383,6 +465,23 @@ def _dtype(tokenizer: Tokenizer, pairs: bool) -> np.dtype:
     return np.dtype(np.uint16 if values <= np.iinfo(np.uint16).max else np.uint32)
 
 
+def _is_laid_out_as_written(array: ts.TensorStore) -> bool:
+    """Compare an array with what is written, but for the sizes of shards and chunks, which have a limit."""
+    if array.rank != 1 or array.fill_value != np.iinfo(array.dtype.numpy_dtype).max:
+        return False
+    shard, chunk = shard_and_chunk(array)
+    found = {} if array.codec is None else array.codec.to_json()
+    sizes = shard % chunk == 0 and shard <= LARGEST_SHARD and shard // chunk <= LARGEST_SHARD // CHUNK_TOKENS
+    return sizes and found.get("codecs") == _codecs(chunk)
+
+
+def _codecs(chunk: int) -> list[dict[str, Any]]:
+    """Return how shards are encoded: chunks of so many tokens as they are, each with a checksum, and where each is."""
+    plain = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
+    sharding = {"chunk_shape": [chunk], "codecs": plain, "index_codecs": plain, "index_location": "end"}
+    return [{"name": "sharding_indexed", "configuration": sharding}]
+
+
 def _array_spec(url: str, dtype: np.dtype | None = None) -> dict[str, Any]:
     """Describe a zarr3 array: where it is and, to create it, its type and layout."""
     spec: dict[str, Any] = {
@@ -393,14 +492,12 @@ def _array_spec(url: str, dtype: np.dtype | None = None) -> dict[str, Any]:
     }
     if dtype is None:
         return spec
-    codecs = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
-    sharding = {"chunk_shape": [CHUNK_TOKENS], "codecs": codecs, "index_codecs": codecs}
     return spec | {
         "metadata": {
             "shape": [0],
             "data_type": dtype.name,
             "fill_value": int(np.iinfo(dtype).max),
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": [SHARD_TOKENS]}},
-            "codecs": [{"name": "sharding_indexed", "configuration": sharding}],
+            "codecs": _codecs(CHUNK_TOKENS),
         }
     }

@@ -2,6 +2,7 @@
 
 import heapq
 import io
+import json
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -13,13 +14,15 @@ import numpy as np
 import sentencepiece as spm
 
 from gptjax.allocator import return_freed_memory
-from gptjax.data.json_tokenizer import JsonTokenizer
+from gptjax.data.json_tokenizer import CONFIG_FILE, JsonTokenizer
 from gptjax.errors import BadInput
 from gptjax.files import write_file
 
 MODEL_FILE = "tokenizer.model"
 SPACE = "\u2581"  # how SentencePiece writes a space, so that it cannot tell its own from ours
 RAW = re.compile(f"([\udc80-\udcff{SPACE}]+)")  # what goes round SentencePiece: that mark, and undecodable bytes
+
+UNKNOWN_MARK = "\u2585"  # SentencePiece's trainer writes it for rare characters, and passes over sentences with it
 
 SENTENCE_CHARACTERS = 4000
 SCANNED_SAMPLES = 50  # a tokenizer is trained on a sample from no more than this many times its size
@@ -70,17 +73,33 @@ class ByteTokenizer:
         write_file(directory / MODEL_FILE, self.MODEL)
 
 
+# A SentencePiece model's `normalizer_spec` (field 3): name "identity", no character map, no dummy prefix, extra spaces
+# kept, spaces written as SPACE. Protocol buffers merge it with the model's own when it is put after that.
+AS_IT_IS = b"\x0a\x08identity\x12\x00\x18\x00\x20\x00\x28\x01"
+AS_IT_IS = b"\x1a" + bytes([len(AS_IT_IS)]) + AS_IT_IS
+
+
 class SentencePieceTokenizer:
-    """A SentencePiece model with byte fallback; what SentencePiece would alter is given to it as bytes."""
+    """A SentencePiece model with byte fallback, applied to a text as it is.
+
+    A model that would normalize the text, or put a space before it, does not: its pieces and scores are kept. What
+    SentencePiece would still alter is given to it as bytes.
+    """
 
     def __init__(self, model: bytes) -> None:
         self._model = model
         self._processor = spm.SentencePieceProcessor()
-        self._processor.LoadFromSerializedProto(model)
-        self._table = [self._bytes_of(i) for i in range(self._processor.vocab_size())]
+        self._processor.LoadFromSerializedProto(model + AS_IT_IS)
         self._byte_ids = np.array([self._processor.piece_to_id(f"<0x{b:02X}>") for b in range(256)], np.int32)
+        if not self._has_bytes():
+            raise BadInput(f"a {MODEL_FILE} of SentencePiece has no byte fallback, so that characters it lacks would "
+                           "be lost; train it with byte_fallback=True, or use sentencepiece:VOCABULARY")  # fmt: skip
+        self._table = [self._bytes_of(i) for i in range(self._processor.vocab_size())]
         self.vocab_size = len(self._table)
-        self.bos = self._processor.bos_id()
+        # Where a model has no bos, its eos separates documents, or else the piece for what is unknown: with bytes to
+        # fall back on, no text has any of the three.
+        p = self._processor
+        self.bos = next(i for i in (p.bos_id(), p.eos_id(), p.unk_id()) if i >= 0)
         self.token_bytes = np.array([len(piece) for piece in self._table])
         self.digest = sha256(model).hexdigest()
 
@@ -110,6 +129,12 @@ class SentencePieceTokenizer:
         names = map(p.id_to_piece, range(self.vocab_size))
         return [(n.replace(SPACE, " ") if kind == "text" else n, kind) for n, kind in zip(names, kinds, strict=True)]
 
+    def _has_bytes(self) -> bool:
+        """Say whether a character that is no piece becomes its bytes."""
+        p = self._processor
+        unused = next(c for c in map(chr, range(0xF0000, 0x10FFFE)) if p.piece_to_id(c) == p.unk_id())
+        return all(map(p.is_byte, self._byte_ids.tolist())) and p.unk_id() not in p.encode(unused)
+
     def _encode_raw(self, part: str) -> np.ndarray:
         return self._byte_ids[np.frombuffer(part.encode("utf-8", "surrogateescape"), np.uint8)]
 
@@ -122,6 +147,15 @@ class SentencePieceTokenizer:
 
 def _is_mark(processor: Any, i: int) -> bool:
     return processor.is_control(i) or processor.is_unknown(i)
+
+
+def without_marks(tokenizer: Tokenizer) -> Tokenizer:
+    """Return a tokenizer of the same ids for which a text that spells a mark, as <s>, is no more than that text."""
+    if not isinstance(tokenizer, JsonTokenizer):
+        return tokenizer  # so are our own
+    settings = json.loads(tokenizer.files.get(CONFIG_FILE, b"{}")) | {"split_special_tokens": True}
+    files = {name: content.decode() for name, content in tokenizer.files.items()} | {CONFIG_FILE: json.dumps(settings)}
+    return JsonTokenizer(json.dumps({"bos": tokenizer.bos, "files": files}).encode())
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -149,7 +183,7 @@ def make_tokenizer(spec: str, documents: Iterable[bytes]) -> Tokenizer:
     kind, _, vocab_size = spec.partition(":")
     if spec == "bytes":
         return ByteTokenizer()
-    if kind == "sentencepiece" and vocab_size.isdecimal():
+    if kind == "sentencepiece" and re.fullmatch("[0-9]{1,9}", vocab_size):
         return train_sentencepiece(documents, int(vocab_size))
     if Path(spec, MODEL_FILE).is_file():
         return load_tokenizer(spec)
@@ -170,11 +204,14 @@ def train_sentencepiece(
         raise BadInput("the corpus holds no UTF-8 text to train a tokenizer on; use the tokenizer bytes")
     # Newlines stay inside the sentences, so that pieces may hold them ("):\n"): 1.78 bytes per token at vocabulary
     # 512 and 3.12 at 4096 on this machine's Python, against 1.76 and 2.94 when every line is a sentence.
-    sentences = (text[i : i + SENTENCE_CHARACTERS] for text in texts for i in range(0, len(text), SENTENCE_CHARACTERS))
+    cuts = ((text, i) for text in texts for i in range(0, len(text), SENTENCE_CHARACTERS))
+    sentences = [text[i : i + SENTENCE_CHARACTERS] for text, i in cuts]
+    if 2 * sum(UNKNOWN_MARK in sentence for sentence in sentences) > len(sentences):
+        sentences = [sentence.replace(UNKNOWN_MARK, "") for sentence in sentences]
     model = io.BytesIO()
     try:
         spm.SentencePieceTrainer.train(
-            sentence_iterator=sentences,
+            sentence_iterator=iter(sentences),
             model_writer=model,
             model_type="bpe",
             vocab_size=vocab_size,

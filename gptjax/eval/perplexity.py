@@ -4,7 +4,7 @@ Shapes: N windows, T positions. A window begins anywhere in a document, so posit
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 from pathlib import Path
 
@@ -66,18 +66,30 @@ def stores_for(saved: SavedModel, corpus: str | None) -> tuple[TokenStore, ...]:
     if corpus is None:
         if saved.run is None:
             raise BadInput(f"{saved.directory} holds weights alone and knows no corpus; give --corpus NAME")
-        return open_stores(data, saved.config.context)
+        return _with_its_tokenizer(saved, data)
     if saved.run and corpus in (names := [source.corpus for source in data.sources]):
-        return (open_stores(data, saved.config.context)[names.index(corpus)],)
+        return (_with_its_tokenizer(saved, data)[names.index(corpus)],)
+    return _with_tokenizer_of(saved, DataConfig((Source(corpus),), cache=data.cache))
+
+
+def _with_its_tokenizer(saved: SavedModel, data: DataConfig) -> tuple[TokenStore, ...]:
+    """Open the data of a run; where it has changed, a tokenizer trained on it is another, and the run's is taken."""
+    stores = open_stores(data, saved.config.context)
+    same = stores[0].tokenizer.digest == saved.tokenizer.digest
+    return stores if same else _with_tokenizer_of(saved, data)
+
+
+def _with_tokenizer_of(saved: SavedModel, data: DataConfig) -> tuple[TokenStore, ...]:
     tokenizer = saved.tokenizer
     kept = Path(data.cache, "tokenizers", tokenizer.digest[:16])  # by content: all models that share it share stores
     if not (kept / MODEL_FILE).is_file():
         kept.mkdir(parents=True, exist_ok=True)
         tokenizer.save(kept)
-    (store,) = open_stores(DataConfig((Source(corpus),), str(kept), cache=data.cache), saved.config.context)
-    if store.tokenizer.digest != tokenizer.digest:
+    stores = open_stores(replace(data, tokenizer=str(kept)), saved.config.context)
+    if stores[0].tokenizer.digest != tokenizer.digest:
+        corpus = data.sources[0].corpus
         raise BadInput(f"{corpus} was tokenized otherwise than the data of {saved.directory}; name its corpus instead")
-    return (store,)
+    return stores
 
 
 def measure(

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from gptjax.data.text_files import json_values
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import BadInput
 from gptjax.eval.estimates import Estimate, mean
@@ -75,11 +76,7 @@ class TaskScore:
 
 def read_task(path: Path) -> Task:
     """Read a JSONL file; BadInput names the line that is not a question, what it should be, and what it is."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); give a JSONL file") from None
-    rows = tuple(_read_row(f"{path} line {i}", line) for i, line in enumerate(lines, 1) if line.strip())
+    rows = tuple(_read_row(where, value) for where, value in json_values(path))
     if not rows:
         raise BadInput(f"{path} has no rows; give one JSON object a line")
     kinds = [len(row.choices) == 1 for row in rows]
@@ -93,11 +90,7 @@ def _kind(cloze: bool) -> str:
     return "cloze" if cloze else "multiple choice"
 
 
-def _read_row(where: str, line: str) -> Row:
-    try:
-        row: Any = json.loads(line)
-    except ValueError as error:
-        raise BadInput(f'{where} is not JSON ({error}); expected {{"context": ..., "answer": ...}}') from None
+def _read_row(where: str, row: Any) -> Row:
     keys = sorted(row) if isinstance(row, dict) else type(row).__name__
     if keys not in (["answer", "context"], ["answer", "choices", "context"]):
         raise BadInput(f"{where}: expected the keys context, answer and, for multiple choice, choices; found {keys}")
