@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gptjax.commands import evaluation, hardware, laws, training, weights
-from gptjax.commands.given import Run, local_path
+from gptjax.commands.given import Run, check_outputs, local_path
 from gptjax.errors import BadInput, ending
 
 
@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         args = parser().parse_args(argv)
+        check_outputs(args)
         args.run(args)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

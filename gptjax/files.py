@@ -26,13 +26,24 @@ def write_json(path: Path, value: Any, *, replace: bool = True) -> None:
     write_file(path, json.dumps(value, indent=1, allow_nan=False) + "\n", replace=replace)
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; BadInput when the file is missing or is not JSON."""
+def read_text(path: Path, what: str) -> str:
+    """Read UTF-8; BadInput, with the line, when the file is missing or is not UTF-8. `what` says what was wanted."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BadInput(f"{path} cannot be read as JSON ({error}); give a file that this program wrote") from None
-    return parse_json(data, path)
+        raise BadInput(f"{path} cannot be read ({error.strerror or error}); give {what}") from None
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:1000]:
+        raise BadInput(f"{path} is not UTF-8 text (it looks like UTF-16 or binary); save it again as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise BadInput(f"{path} line {line} is not UTF-8 ({error.reason}); save it again as UTF-8") from None
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON; BadInput, with the line, when the file is missing or is not JSON."""
+    return parse_json(read_text(path, "a file that this program wrote"), path)
 
 
 def parse_json(data: bytes | str, what: Path | str, line: int = 1) -> Any:

@@ -271,3 +271,30 @@ def test_a_list_that_is_none_or_too_short_is_told_in_words(capsys):
         "wrokers=2": "did you mean workers? gptjax config explains all fields",
     }.items():
         assert words in refused(capsys, "sweep", quick, "--dry-run", "--set", odd)
+
+
+def test_no_verb_writes_onto_what_it_reads_or_into_nowhere(capsys, tmp_path):
+    table, law = tmp_path / "t.csv", tmp_path / "law.json"
+    table.write_text(TABLE)
+    (tmp_path / "link.csv").symlink_to(table)
+    assert "is read too" in refused(capsys, "fit", table, "--json", table)
+    assert "is read too" in refused(capsys, "fit", table, "--json", tmp_path / "link.csv")
+    assert "is read too" in refused(capsys, "fit", table, "--json", tmp_path / "." / "t.csv")
+    assert "is not a directory" in refused(capsys, "fit", table, "--json", tmp_path / "none" / "x.json")
+    assert "is a directory" in refused(capsys, "fit", table, "--json", tmp_path)
+    assert table.read_text() == TABLE
+    both = ("--register", law, "--json", law)
+    assert "writes" in refused(capsys, "predict", "besiroglu-2024", "--flops", 1e21, *both) and not law.exists()
+    (tmp_path / "runs.csv").write_text(TABLE)
+    assert "is read too" in refused(capsys, "fit", tmp_path, "--json", tmp_path / "runs.csv")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [("data", "markov", "--out", "gs://b/c"), ("export", "m", "s3://b/c"), ("import", "gs://b/c", "d"),
+     ("fit", "t.csv", "--json", "gs://b/c"), ("inspect", "gs://b/c"), ("tasks", "gs://b/c"),
+     ("predict", "besiroglu-2024", "--flops", "1e21", "--register", "gs://b/c")],
+)  # fmt: skip
+def test_a_bucket_where_a_path_of_this_machine_is_needed_is_a_line(capsys, argv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "object storage" in refused(capsys, *argv) and not list(tmp_path.iterdir())

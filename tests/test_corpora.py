@@ -1,5 +1,6 @@
 """Corpora: every format read, no document twice, a split that order does not change, a source of known entropy."""
 
+import gzip
 import itertools
 import json
 import random
@@ -196,3 +197,67 @@ def test_hugging_face_streams(monkeypatch):
     assert list(corpora.read_corpus("hf:owner/name"))
     assert calls[0] == (("owner/name", "small"), {"split": "test", "streaming": True})
     assert calls[1] == (("owner/name", None), {"split": "train", "streaming": True})
+
+
+def folder_of(tmp_path: Path, files: dict[str, bytes]) -> str:
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    return str(tmp_path)
+
+
+LINES = b'{"text": "one"}\n\n{"text": "two"}\n'
+
+
+def test_a_folder_is_read_in_capitals_and_packed_and_says_what_it_leaves_out(tmp_path):
+    texts = {"A.TXT": b"a" * 50, "b.json.gz": gzip.compress(LINES), "c.json": b'{"text": "three"}\n'}
+    name = folder_of(tmp_path, {**texts, "d.pm": b"my $x;", "e.json": b'{"name": 1}'})
+    assert sorted(read_corpus(name)) == [b"a" * 50, b"one", b"three", b"two"]
+    assert corpora.corpus_files(name).checked().summary() == {".json": (1, 11), ".pm": (1, 6)}
+
+
+def test_a_folder_of_which_the_larger_part_would_be_left_out_is_refused(tmp_path):
+    name = folder_of(tmp_path, {"README.md": b"read me", "a.pm": b"x" * 100, "b.pl": b"y" * 100})
+    with pytest.raises(BadInput, match=r"would leave out more than it reads .*\.pm 1 files, 100 bytes"):
+        list(read_corpus(name))
+    assert sorted(read_corpus(f"{name}/*.p[lm]")) == [b"x" * 100, b"y" * 100]  # what a glob names is read
+
+
+def test_a_text_without_line_ends_is_cut_between_characters(tmp_path):
+    text = "\U0001f600" * 100_000
+    found = list(read_corpus(folder_of(tmp_path, {"a.txt": text.encode()}) + "/a.txt"))
+    assert b"".join(found).decode() == text and max(map(len, found)) <= 1 << 16
+    assert all(part.decode() for part in found)
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [(LINES + b'{"text": 3}\n', "line 4"), (LINES + b"{\n", "line 4"), (LINES + b'{"text": "\xff"}\n', "line 4"),
+     (b'{"text": ' + b"[" * 100_000 + b"\n", "line 1")],
+)  # fmt: skip
+def test_a_mistake_in_json_lines_is_named_by_its_line(tmp_path, lines, words):
+    with pytest.raises(BadInput, match=words) as error:
+        list(read_corpus(folder_of(tmp_path, {"a.jsonl": lines}) + "/a.jsonl"))
+    assert "\n" not in str(error.value)
+
+
+def test_only_line_feeds_end_a_line_of_json(tmp_path):
+    rows = ["a\u2028b", "c\u0085d", "e\u000cf"]
+    content = b"\xef\xbb\xbf" + "".join(json.dumps({"text": t}, ensure_ascii=False) + "\n" for t in rows).encode()
+    assert list(read_corpus(folder_of(tmp_path, {"a.jsonl": content}) + "/a.jsonl")) == [t.encode() for t in rows]
+
+
+@pytest.mark.parametrize("column", [[["a"]], [1, 2], [{"body": "a"}]])
+def test_a_text_column_of_parquet_that_is_no_text_is_refused_in_a_line(tmp_path, column):
+    pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(BadInput, match="text") as error:
+        list(read_corpus(str(tmp_path / "a.parquet")))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["markov:order=10000", "markov:states=" + "9" * 30, "markov:order=٣", "hf:", "gs://b/c"]
+)
+def test_a_corpus_that_cannot_be_is_a_line(name):
+    with pytest.raises(BadInput) as error:
+        list(read_corpus(name))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400

@@ -132,3 +132,31 @@ def test_the_loss_interval_widens_with_distance(law):
     f = forecaster(law)
     spans = [np.diff(np.log(predict(f, flops=c)["loss_interval"]))[0] for c in (1e12, 1e14, 1e16)]
     assert spans[0] < spans[1] < spans[2]
+
+
+@pytest.mark.parametrize(
+    ("params", "tokens", "loss"), [(8.67e9, 178e9, 2.2269634075087867), (6.34e9, 242e9, 2.2256440889984477)]
+)
+def test_a_run_on_repeated_data_is_answered_as_its_authors_compute_it(params, tokens, loss):
+    """The numbers are what the code published with Muennighoff et al. 2023 gives."""
+    said = predict(read_forecaster("muennighoff-2023"), params=params, tokens=tokens, unique_tokens=25e9)
+    assert said["loss"] == pytest.approx(loss, rel=1e-6) and said["epochs"] == pytest.approx(tokens / 25e9)
+    fresh = predict(read_forecaster("muennighoff-2023"), params=params, tokens=tokens)
+    assert fresh["loss"] < said["loss"] and "epochs" not in fresh
+
+
+def test_flops_that_are_not_those_of_the_run_are_refused():
+    published = read_forecaster("besiroglu-2024")
+    with pytest.raises(BadInput, match=r"8\.33e\+04 times 6 N D"):
+        predict(published, params=1e9, tokens=2e10, flops=1e25)
+    assert predict(published, params=1e9, tokens=2e10, flops=1.5e20)["flops"] == 1.5e20
+
+
+def test_a_degenerate_law_says_so_and_how_to_use_it_all_the_same(tmp_path):
+    law = fit_all(RUNS, tables=False)
+    fitted = law["approaches"]["parametric"]
+    fitted |= {"status": "degenerate", "reasons": ["E is near 0"]}
+    write_json(tmp_path / "law.json", law)
+    with pytest.raises(NoForecast, match=r"degenerate \(E is near 0\).*--force"):
+        read_forecaster(str(tmp_path))
+    assert read_forecaster(str(tmp_path), force=True).forced

@@ -12,9 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from gptjax.data import store as store_module
 from gptjax.data.corpora import documents
+from gptjax.data.loader import DataConfig, Source, open_stores
 from gptjax.data.store import SPLITS, build_store, open_store
 from gptjax.errors import BadInput
 
@@ -291,3 +294,55 @@ def test_builders_at_once_build_once(tmp_path, monkeypatch):
         thread.join()
     assert len(written) == 1 and len(digests) == 4 and all(a == b for a, b in pairwise(digests))
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def lines_of(path: Path, word: str) -> str:
+    path.write_text("".join(json.dumps({"text": f"{word} {i}"}) + "\n" for i in range(200)))
+    return str(path)
+
+
+def test_a_corpus_that_changed_is_refused_where_it_was_built(tmp_path):
+    corpus = lines_of(tmp_path / "c.jsonl", "cat")
+    first = build_store(corpus, "bytes", tmp_path / "s")
+    lines_of(tmp_path / "c.jsonl", "cat")  # written again, the same: its time is another and its content is not
+    assert build_store(corpus, "bytes", tmp_path / "s").digest == first.digest
+    lines_of(tmp_path / "c.jsonl", "dog")  # as many bytes
+    with pytest.raises(BadInput, match=r"c\.jsonl has changed; name another directory"):
+        build_store(corpus, "bytes", tmp_path / "s")
+    assert open_store(tmp_path / "s").digest == first.digest
+
+
+def test_a_corpus_that_changed_is_tokenized_anew_in_the_cache(tmp_path):
+    config = DataConfig((Source(lines_of(tmp_path / "c.jsonl", "cat")),), "bytes", cache=str(tmp_path / "cache"))
+    (first,), (again,) = open_stores(config), open_stores(config)
+    lines_of(tmp_path / "c.jsonl", "dog")
+    (changed,) = open_stores(config)
+    assert first.digest == again.digest != changed.digest and b"dog" in changed.tokenizer.decode(
+        changed.held("train")[:20].tolist()
+    )
+    lines_of(tmp_path / "c.jsonl", "cat")
+    assert open_stores(config)[0].digest == first.digest  # what a run was begun on is still there
+
+
+def test_a_store_of_before_files_were_recorded_opens(tmp_path):
+    corpus = lines_of(tmp_path / "c.jsonl", "cat")
+    store = build_store(corpus, "bytes", tmp_path / "s")
+    (tmp_path / "s" / "provenance.json").unlink()
+    assert build_store(corpus, "bytes", tmp_path / "s").digest == store.digest
+
+
+DAMAGE = st.sampled_from([b"", b"{", b"null", b"[]", b"[" * 100_000, b"1" * 5000, b"\xff"])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_damage_to_a_manifest_is_told_in_a_line(copy, built, data):
+    content = json.loads((built / "manifest.json").read_text())
+    key = data.draw(st.sampled_from(sorted(content)))
+    value = data.draw(st.none() | st.integers() | st.text(max_size=5) | st.lists(st.integers(), max_size=2))
+    text = data.draw(DAMAGE | st.just(json.dumps({**content, key: value}).encode()))
+    (copy / "manifest.json").write_bytes(text)
+    try:
+        open_store(copy)
+    except BadInput as error:
+        assert "\n" not in str(error)

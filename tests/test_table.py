@@ -1,15 +1,24 @@
 """A table is read under any convention its columns allow, in any order, and what cannot be so is said in a line."""
 
+import tempfile
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gptjax.errors import BadInput
+from gptjax.files import plain, write_json
+from gptjax.laws.analysis import fit_all, require_law
 from gptjax.laws.envelope import envelope
+from gptjax.laws.fit import Choices
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.isoflop import isoflop
 from gptjax.laws.parametric import parametric
+from gptjax.laws.predict import predict, read_forecaster
+from gptjax.laws.report import write_report
 from gptjax.laws.table import CONVENTIONS, Runs, read_curves, read_runs
 from gptjax.models.count import count, flops_per_token
 from gptjax.models.gpt import GPTConfig
@@ -245,3 +254,70 @@ def test_a_table_is_the_same_as_csv_and_as_parquet(tmp_path):
     for name in ("bad.parquet", "absent.parquet"):
         with pytest.raises(BadInput, match=name):
             read_runs(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([(1e8, 2e9, 30.0), (2e8, 4e9, 25.0)], "looks like a perplexity"),
+        ([(1e8, 2e9, 12.0), (2e8, 4e9, 11.0)], "looks like perplexities"),
+        ([(400.0, 2e10, 3.0), (800.0, 4e10, 2.9)], "looks like millions"),
+        ([(1e8, 2e9, 3.0), (2e8, 4e9, -2.0)], "finite positive"),
+    ],
+)
+def test_columns_in_other_units_are_refused(tmp_path, rows, words):
+    lines = "".join(f"{n:g},{d:g},{loss:g}\n" for n, d, loss in rows)
+    with pytest.raises(BadInput, match=words) as error:
+        read_runs(write(tmp_path, "params,tokens,loss\n" + lines))
+    assert "\n" not in str(error.value)
+
+
+def test_flops_that_drift_against_tokens_are_told_and_a_constant_factor_is_not(tmp_path):
+    def table(factor):
+        lines = (f"{n:g},{20 * n:g},{120 * n * n * factor(n):g},{1.7 + 400 / n**0.34:g}\n" for n in (1e8, 4e8, 16e8))
+        return read_runs(write(tmp_path, "params,tokens,flops,loss\n" + "".join(lines)))
+
+    assert table(lambda n: 1.3).warnings == ()
+    (warning,) = table(lambda n: (n / 1e8) ** 0.5).warnings
+    assert "flops over 6 N D rises" in warning and "from 1 " in warning and "to 4 " in warning
+
+
+def test_what_a_spreadsheet_leaves_is_read_past(tmp_path):
+    text = "params,tokens,loss,,\r\n1e8,2e9,3.1,,\r\n,,,,\r\n2e8,4e9,2.9,,\r\n,,,,\r\n"
+    assert len(read_runs(write(tmp_path, text))) == 2
+    long = f'params,tokens,loss,note\n1e8,2e9,3.1,"{"x" * 200_000}"\n2e8,4e9,2.9,\n'
+    assert len(read_runs(write(tmp_path, long))) == 2
+    words = "params,tokens,loss,status\n1e8,2e9,3.1,finished\n2e8,4e9,2.9,Completed\n3e8,4e9,2.9,crashed\n"
+    runs = read_runs(write(tmp_path, words))
+    assert len(runs) == 2 and "crashed" in runs.dropped[0].reason
+
+
+SIZES = st.sampled_from([1e6, 1.0000001e6, 3e6, 1e8, 1e10])
+ROWS = st.lists(st.tuples(SIZES, SIZES, st.sampled_from([2.0, 2.0000001, 3.0, 5.5])), min_size=1, max_size=9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(ROWS)
+def test_any_small_table_gives_a_law_or_a_line(rows):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "t.csv")
+        path.write_text("params,tokens,loss\n" + "".join(f"{n},{20 * d},{loss}\n" for n, d, loss in rows))
+        try:
+            law = fit_all(read_runs(path), Choices(bootstrap=40))
+            write_json(Path(folder, "law.json"), plain(law))
+            require_law(law)
+            predict(read_forecaster(folder, force=True), flops=1e20)
+        except BadInput as error:
+            assert "\n" not in str(error)
+
+
+def test_a_rate_sweep_of_few_cells_is_fitted_without_a_law_of_size():
+    n, lr = np.repeat([1e8, 2e8, 4e8], 4), np.tile([1e-3, 2e-3, 4e-3, 8e-3], 3)
+    loss = 3 + 1e8 / n + 0.1 * np.log(lr / 2.5e-3) ** 2
+    table = "params,tokens,loss,lr\n" + "".join(f"{a},4e9,{b},{c}\n" for a, b, c in zip(n, loss, lr, strict=True))
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "runs.csv").write_text(table)
+        law = fit_all(read_runs(Path(folder, "runs.csv")))
+        require_law(law)  # the rates are what it tells
+        assert len(law["hyper"]["lr"]["cells"]) == 3
+        assert "learning rate" in write_report(Path(folder), sweeps=0).read_text()

@@ -80,7 +80,6 @@ def run_eval(args: argparse.Namespace) -> None:
     from gptjax.files import plain, write_file, write_json
     from gptjax.train.weights import saved_model
 
-    writable(args.json, args.csv)
     shots = read_shots(args.shots)
     if args.examples is not None and args.examples < 1:
         raise BadInput(f"--examples {args.examples} must be at least 1")

@@ -94,11 +94,32 @@ def use_compilation_cache() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 
-def writable(*paths: Path | None) -> None:
-    """Refuse before anything is written when the directory of one of the files to write is not there."""
-    for path in paths:
-        if path and not path.parent.is_dir():
-            raise BadInput(f"{path.parent} is not a directory; make it, or write {path.name} elsewhere")
+def writable(path: Path) -> None:
+    """Refuse before anything is written when the directory of a file to write is not there."""
+    if not path.parent.is_dir():
+        raise BadInput(f"{path.parent} is not a directory; make it, or write {path.name} elsewhere")
+
+
+WRITTEN = ("json", "csv", "register")  # the flags of all verbs that name a file to write
+RECORDS = ("config.json", "facts.json", "plan.json", "prediction.json", "result.json", "runs.csv", "curves.csv",
+           "runs.parquet", "weights.json")  # what verbs read of a directory  # fmt: skip
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Refuse, before any work, a file to write that has no directory, is one, or is read or written elsewhere too."""
+    given: dict[str, Any] = {name: value for name, value in vars(args).items() if isinstance(value, str | Path | list)}
+    outputs = {f"--{name}": Path(given.pop(name)) for name in WRITTEN if given.get(name)}
+    inputs = {Path(one) for value in given.values() for one in (value if isinstance(value, list) else [value])
+              if isinstance(one, str | Path) and os.path.exists(one)}  # fmt: skip
+    records = {place / name for place in inputs if place.is_dir() for name in RECORDS}
+    seen: dict[str, str] = {os.path.realpath(path): "read too" for path in inputs | records}
+    for flag, path in outputs.items():
+        writable(path)
+        if path.is_dir():
+            raise BadInput(f"{flag} {path} is a directory; name a file")
+        if other := seen.get(os.path.realpath(path)):
+            raise BadInput(f"{flag} {path} is {other}, and would be overwritten; write it elsewhere")
+        seen[os.path.realpath(path)] = f"what {flag} writes"
 
 
 def tables_of(sweep: Path) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from gptjax.commands.given import Verb, load, writable
+from gptjax.commands.given import Verb, load
 from gptjax.errors import BadInput
 
 
@@ -34,7 +34,6 @@ def run_estimate(args: argparse.Namespace) -> None:
     from gptjax.estimate.topology import parse
     from gptjax.files import plain, write_json
 
-    writable(args.json)
     topology = parse(args.topology, devices(args.devices))
     if args.search and (args.mesh or args.remat):
         raise BadInput("--search tries meshes and remat itself; leave out --mesh and --remat, or --search")

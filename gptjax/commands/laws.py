@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from gptjax.commands.given import Verb, directory, existing, tables_of, use_compilation_cache, writable
+from gptjax.commands.given import Verb, directory, existing, tables_of, use_compilation_cache
 from gptjax.errors import BadInput
 
 
@@ -98,8 +98,11 @@ def run_fit(args: argparse.Namespace) -> None:
     approaches = APPROACHES if args.approach == "all" else (args.approach,)
     curves = read_curves(args.curves) if args.curves else None
     settings = {"approaches": approaches, "curves": curves, "tables": bool(args.json), "sweeps": args.coverage}
+    runs = read_runs(table)
+    for warning in runs.warnings:
+        print(f"gptjax: {warning}", file=sys.stderr)
     with tqdm(total=args.coverage, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
-        law = fit_all(read_runs(table), choices_of(args), **settings, done=bar.update)
+        law = fit_all(runs, choices_of(args), **settings, done=bar.update)
     require_law(law)
     if args.table.is_dir():
         law["quote"] = quote(law, read_forecast(args.table))
@@ -143,12 +146,14 @@ def run_predict(args: argparse.Namespace) -> None:
     from gptjax.sweep import advice
 
     forecaster = laws.read_forecaster(args.law, args.force)
-    said = laws.predict(forecaster, flops=args.flops, params=args.params, tokens=args.tokens, loss=args.loss)
+    asked = {name: getattr(args, name) for name in ("flops", "params", "tokens", "loss", "unique_tokens")}
+    said = laws.predict(forecaster, **asked)
     extra = {}
-    if args.inference_tokens:
+    if args.inference_tokens is not None:
         extra["served"] = laws.serve(forecaster, said["loss"], args.inference_tokens)
-    if args.unique_tokens:
-        extra["constrained"] = laws.constrain(forecaster, said["flops"], args.unique_tokens)
+    exact = "unique_tokens" in said  # the run itself was given, and its loss allows for what is repeated
+    if args.unique_tokens is not None:
+        extra["constrained"] = said if exact else laws.constrain(forecaster, said["flops"], args.unique_tokens)
     hyper = None if args.law in laws.PUBLISHED else laws.read_law(args.law).get("hyper")
     layers_only = said["params"] if said["convention"].startswith("6n_non_embedding") else None
     advised = advice.advise(
@@ -161,12 +166,12 @@ def run_predict(args: argparse.Namespace) -> None:
         count=args.count,
         non_embedding=layers_only,
     )
-    writable(args.register, args.json)
     if args.register:
         laws.register(said, args.register)
     if args.json:
         write_json(args.json, {"prediction": said, **extra, "advice": advised})
-    print("\n\n".join([laws.describe(said), *map(laws.describe, extra.values()), advice.describe(advised)]))
+    shown = [said, *(other for other in extra.values() if other is not said)]
+    print("\n\n".join([*map(laws.describe, shown), advice.describe(advised)]))
 
 
 def run_score(args: argparse.Namespace) -> None:

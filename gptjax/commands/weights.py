@@ -86,7 +86,6 @@ def run_inspect(args: argparse.Namespace) -> None:
     from gptjax.files import plain, write_json
     from gptjax.inspect import describe, inspect
 
-    writable(args.json)
     found = inspect(args.path)
     print(describe(found))
     if args.json:

@@ -176,7 +176,8 @@ class KaplanLaw(Law):
         return ChinchillaLaw(self.N_c**ratio, self.D_c, 0.0, ratio, 1.0)
 
     def loss(self, params: ArrayLike, tokens: ArrayLike) -> Floats:
-        return self.inner.loss(params, tokens) ** self.alpha_D
+        n, d = np.asarray(params, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
+        return ((self.N_c / n) ** (self.alpha_N / self.alpha_D) + self.D_c / d) ** self.alpha_D  # no power overflows
 
     def tokens_to_reach(self, loss: float, params: float) -> float:
         return self.inner.tokens_to_reach(loss ** (1 / self.alpha_D), params)

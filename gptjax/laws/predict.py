@@ -21,6 +21,7 @@ Json = dict[str, Any]
 LEVELS = (0.025, 0.975)
 SEARCHES = 100  # draws whose optimum is found by search, where it has no closed form
 LIMITS = {"flops": (1e6, 1e40), "params": (10, 1e20), "tokens": (10, 1e25), "loss": (1e-3, 50)}
+MOST_OFF = 10  # times 6 N D: what a run of small models may cost by another count of FLOPs
 SAME_RUN = 0.01  # a run within this share of the predicted N and D is the run predicted
 
 
@@ -61,6 +62,8 @@ def read_forecaster(source: str, force: bool = False) -> Forecaster:
     law = read_law(source)
     try:
         return forecaster(law, force, source)
+    except NoForecast as refusal:
+        raise NoForecast(f"{source}: {refusal}") from None
     except (KeyError, TypeError, ValueError, AttributeError):
         raise BadInput(f"{source} is not a law that gptjax fit wrote; make it anew") from None
 
@@ -111,9 +114,12 @@ def predict(
     params: float | None = None,
     tokens: float | None = None,
     loss: float | None = None,
+    unique_tokens: float | None = None,
 ) -> Json:
     """Predict the compute-optimal run of this C, N, D or loss, or the run of exactly these (N, D), C = 6ND or as given.
 
+    Of a run of exactly these, `unique_tokens` says how many of its tokens differ, the others being repeated
+    (Muennighoff et al. 2023, Eqs. 5 and 6); `constrain` answers for an optimum.
     Each number comes with a 95 % interval where the law has draws: N, D and C from the law's doubt alone, the loss
     from that and the noise of one run. The form is taken for true, so far from the rows the interval is too narrow.
     """
@@ -125,8 +131,14 @@ def predict(
             raise BadInput(f"{name} {value:g} is not within {low:g} to {high:g}; give a run's {name}")
     drawn: dict[str, Floats] = {}
     source = f.source
-    if params is not None and tokens is not None and loss is None:
+    exact = params is not None and tokens is not None and loss is None
+    if exact and params and tokens:
         source, n, d, c = "as given", params, tokens, flops or 6 * params * tokens
+        off = c / (6 * n * d)
+        if not 1 / MOST_OFF <= off <= MOST_OFF:
+            raise BadInput(
+                f"flops {c:g} is {off:.3g} times 6 N D = {6 * n * d:.3g}; give the run's own, or leave it out"
+            )
     elif len(given) != 1:
         raise BadInput(f"{len(given)} of flops, params, tokens and loss are given; give one, or params and tokens")
     elif loss is not None or f.optimum is None:
@@ -140,14 +152,18 @@ def predict(
         n, d, c = _along((n_law.coef, n_law.exponent), (d_law.coef, d_law.exponent), name, value)
         n_draws, d_draws = map(_columns, f.optimum_draws)
         drawn = dict(zip(("params", "tokens", "flops"), _along(n_draws, d_draws, name, value), strict=True))
-    point = {"flops": c, "params": n, "tokens": d, "tokens_per_param": d / n, "loss": float(f.law.loss(n, d))}
+    repeated = unique_tokens if exact else None
+    law = f.law if repeated is None else _repeating(f, f.law, repeated)
+    point = {"flops": c, "params": n, "tokens": d, "tokens_per_param": d / n, "loss": float(law.loss(n, d))}
     if drawn:
         drawn["tokens_per_param"] = drawn["tokens"] / drawn["params"]
     result: Json = {}
     for name, value in point.items():
         result[name] = value
         result[f"{name}_interval"] = None if name in given else _interval(drawn.get(name, np.zeros(0)))
-    result["loss_interval"] = _loss_interval(f, n, d)
+    result["loss_interval"] = _loss_interval(f, n, d, repeated)
+    if repeated is not None:
+        result |= {"unique_tokens": repeated, "epochs": max(1.0, d / repeated)}
     if loss is not None:
         result["loss"] = loss
     return plain(
@@ -225,12 +241,15 @@ def _interval(drawn: Floats) -> list[float | None] | None:
     return [end if math.isfinite(end) else None for end in ends]
 
 
-def _loss_interval(f: Forecaster, params: float, tokens: float) -> list[float] | None:
+def _loss_interval(f: Forecaster, params: float, tokens: float, unique: float | None) -> list[float] | None:
     """Spread the loss of one run at (N, D) by the drawn laws and by one run's noise about its law."""
     if not len(f.theta):
         return None
     log_a, log_b, log_e, alpha, beta = f.theta.T
     drawn = np.exp(log_e) + np.exp(log_a - alpha * np.log(params)) + np.exp(log_b - beta * np.log(tokens))
+    if unique is not None:
+        laws = (ChinchillaLaw(*map(float, (*np.exp(theta[:3]), *theta[3:]))) for theta in f.theta)
+        drawn = np.array([float(_repeating(f, law, unique).loss(params, tokens)) for law in laws])
     drawn *= np.exp(f.noise * np.random.default_rng(0).standard_normal(len(f.theta)))
     return [float(end) for end in np.quantile(drawn, LEVELS)]
 
@@ -250,16 +269,21 @@ def serve(f: Forecaster, loss: float, inference_tokens: float) -> Json:
 
 def constrain(f: Forecaster, flops: float, unique_tokens: float) -> Json:
     """Give the best run of a compute when only so many tokens are unique (Muennighoff et al. 2023)."""
-    if not 0 < unique_tokens <= LIMITS["tokens"][1]:
-        raise BadInput(f"unique-tokens {unique_tokens:g} must be above 0 and at most {LIMITS['tokens'][1]:g}")
-    if not isinstance(f.law, ChinchillaLaw):
-        raise BadInput(f"{f.name} is not a Chinchilla law, which repeated data needs; use another law")
-    best = DataConstrainedLaw(f.law, unique_tokens).optimum(flops=flops)
+    best = _repeating(f, f.law, unique_tokens).optimum(flops=flops)
     drawn = [DataConstrainedLaw(law, unique_tokens).optimum(flops=flops) for law in _some_laws(f)]
     result: Json = {"unique_tokens": unique_tokens, **asdict(best), "epochs": best.tokens / unique_tokens}
     for name in ("params", "tokens", "loss"):
         result[f"{name}_interval"] = _interval(np.array([getattr(other, name) for other in drawn]))
     return plain({**result, "tokens_per_param": best.tokens / best.params, **_by_law(f)})
+
+
+def _repeating(f: Forecaster, law: Law, unique_tokens: float) -> DataConstrainedLaw:
+    """Give a law when only so many tokens are unique; BadInput where it is none that repeated data is known for."""
+    if not 0 < unique_tokens <= LIMITS["tokens"][1]:
+        raise BadInput(f"unique-tokens {unique_tokens:g} must be above 0 and at most {LIMITS['tokens'][1]:g}")
+    if not isinstance(law, ChinchillaLaw):
+        raise BadInput(f"{f.name} is not a Chinchilla law, which repeated data needs; use another law")
+    return DataConstrainedLaw(law, unique_tokens)
 
 
 def _by_law(f: Forecaster) -> Json:

@@ -67,8 +67,9 @@ def _variations(runs: Runs, choices: Choices) -> Iterator[tuple[str, tuple[str, 
     for name in runs.conventions:
         if name != choices.convention:
             yield f"convention {name}", every, replace(choices, convention=name)
+    cells = len(replace(choices, drop_highest_loss=0).rows(runs))  # several rows of a rate sweep are one cell
     for count in (0, 1, 3, 5, 10, 20):
-        if count != choices.drop_highest_loss and count <= len(runs) // 8:
+        if count != choices.drop_highest_loss and count <= cells // 8:
             left_out = {0: "no row left out", 1: "highest loss left out"}.get(count, f"{count} highest losses left out")
             yield left_out, ("parametric",), replace(choices, drop_highest_loss=count)
     if runs.flops.max() > 1.2 * runs.flops.min():
