@@ -29,9 +29,9 @@ T = TypeVar("T")
 class EvalConfig:
     """Validation: the same windows for every run, always at the end and every so many steps."""
 
-    sequences: int = 512
-    batch: int = 16
-    every: int = how(0)  # 0: only at the end
+    sequences: int = 512  # validation windows
+    batch: int = 16  # windows evaluated at a time
+    every: int = how(0)  # steps between evaluations; 0: only at the end
 
     def __post_init__(self) -> None:
         check_values(self, "evaluate.")
@@ -47,11 +47,11 @@ class EvalConfig:
 class SaveConfig:
     """Checkpoints: every so many steps; the last few are kept, the best, some at an interval, and the steps of `at`."""
 
-    every: int = 1000
-    keep: int = 2
-    keep_best: int = 0  # of those with an evaluation, the ones of lowest validation loss
-    keep_every: int = 0  # steps; 0: none is kept for its number
-    at: tuple[int, ...] = ()  # saved and kept
+    every: int = 1000  # steps between checkpoints; 0: only those of `at` and the last
+    keep: int = 2  # newest checkpoints that are kept
+    keep_best: int = 0  # checkpoints kept for their validation loss, the lowest
+    keep_every: int = 0  # steps between checkpoints that are kept for good; 0: none
+    at: tuple[int, ...] = ()  # steps that are saved and kept for good
 
     def __post_init__(self) -> None:
         check_values(self, "save.")
@@ -92,18 +92,18 @@ class RunConfig:
     model: GPTConfig = GPTConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
-    batch: int = 32  # sequences of model.context tokens a step
-    steps: int = 1000
-    seed: int = 0
-    z_loss: float = 0.0  # weight of log^2 Z (PaLM, section 5)
-    init_from: InitFrom | None = None
+    batch: int = 32  # sequences a step, of model.context tokens each
+    steps: int = 1000  # steps of the whole run
+    seed: int = 0  # of initial weights and the order of the data
+    z_loss: float = 0.0  # weight of log^2 Z in the loss (PaLM, section 5)
+    init_from: InitFrom | None = None  # a run to go on from, or whose weights to begin with
     tune: TuneConfig = gained(TuneConfig())
     evaluate: EvalConfig = EvalConfig()
     save: SaveConfig = how(SaveConfig())
-    accumulate: int = how(1)  # parts in which a batch is taken
-    steps_per_call: int = how(1)  # steps a compiled call takes
-    log_every: int = how(10)
-    trackers: tuple[str, ...] = how(("tensorboard",))  # besides metrics.jsonl; or "wandb"
+    accumulate: int = how(1)  # parts in which a batch is taken, one after the other, to save memory
+    steps_per_call: int = how(1)  # steps that one call of the compiled program takes
+    log_every: int = how(10)  # steps between lines of metrics
+    trackers: tuple[str, ...] = how(("tensorboard",))  # where metrics go besides metrics.jsonl: tensorboard, wandb
     mesh: MeshConfig = how(MeshConfig())
     rules: Rules = how(Rules())
 

@@ -47,19 +47,19 @@ class MeshConfig:
 class Rules:
     """The mesh axes that split each named axis; None keeps it whole on every device."""
 
-    batch: Split = ("data", "fsdp")
-    seq: Split = "context"
+    batch: Split = ("data", "fsdp")  # sequences of a batch
+    seq: Split = "context"  # positions of a sequence
     stream: Split = "context"  # positions of the residual stream; ("context", "tensor"): Korthikanti et al. 2022
     keys: Split = None  # positions of keys and values; None gathers them, "context" sends them round (models/ring.py)
-    layers: Split = "pipeline"
-    positions: Split = None
-    embed: Split = "fsdp"
-    heads: Split = "tensor"
-    kv_heads: Split = "tensor"
-    head: Split = None
-    mlp: Split = "tensor"
-    vocab: Split = ("tensor", "pipeline")  # else every stage would compute the whole head
-    lora: Split = None  # the rank of adapters (train/tune.py)
+    layers: Split = "pipeline"  # layers, in pipeline stages
+    positions: Split = None  # rows of learned positions
+    embed: Split = "fsdp"  # the width of the residual stream, in weights
+    heads: Split = "tensor"  # attention heads
+    kv_heads: Split = "tensor"  # heads of keys and values
+    head: Split = None  # the width of a head
+    mlp: Split = "tensor"  # the width inside the MLP
+    vocab: Split = ("tensor", "pipeline")  # ids; without pipeline every stage computes the whole head
+    lora: Split = None  # the rank of adapters
 
     def __post_init__(self) -> None:
         check_values(self, "rules.")

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from gptjax.errors import BadInput
@@ -63,10 +64,9 @@ def local_path(text: str) -> Path:
     return Path(text)
 
 
-def load(target: str, kind: type, name: str) -> Any:
-    """Call the function of a file that returns a config, by default the one called `name`."""
+def load(target: str, kind: type | UnionType, *names: str) -> Any:
+    """Call the function of a file that returns a config, by default the first that it has of these names."""
     path, _, function = target.partition(":")
-    function = function or name
     if not Path(path).is_file():
         raise BadInput(f"{path} is not a file; give a Python file such as experiments/chinchilla/quick.py")
     spec = importlib.util.spec_from_file_location(f"experiment_{Path(path).stem}", path)
@@ -77,6 +77,7 @@ def load(target: str, kind: type, name: str) -> Any:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise BadInput(f"{path}:{error.lineno}: {error.msg}") from None
+    function = function or next((name for name in names if hasattr(module, name)), names[0])
     if not hasattr(module, function):
         offered = [
             n for n, f in vars(module).items() if callable(f) and getattr(f, "__module__", "") == module.__name__
@@ -84,7 +85,8 @@ def load(target: str, kind: type, name: str) -> Any:
         raise BadInput(f"{path} has no function {function!r}; it has {', '.join(offered) or 'none'}")
     config = getattr(module, function)()
     if not isinstance(config, kind):
-        raise BadInput(f"{path}:{function} returned a {type(config).__name__}; it must return a {kind.__name__}")
+        wanted = " or a ".join(one.__name__ for one in getattr(kind, "__args__", (kind,)))
+        raise BadInput(f"{path}:{function} returned a {type(config).__name__}; it must return a {wanted}")
     return config
 
 

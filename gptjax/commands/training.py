@@ -52,6 +52,11 @@ def add(verb: Verb) -> None:
     coord.add_argument("--out", type=Path, metavar="DIR", help="write coord_check.png here")
     coord.add_argument("--json", type=Path, metavar="FILE")
 
+    config = verb("config", run_config, "print every field of a config, with its type, value and meaning")
+    config.add_argument("file", nargs="?", metavar="FILE[:NAME]", help="of a run or a sweep (default: the defaults)")
+    config.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", help="override, as optim.lr=3e-4")
+    config.add_argument("--markdown", action="store_true", help="write the page docs/config.md")
+
     verb("presets", run_presets, "list the published shapes, counted against their papers")
 
 
@@ -175,6 +180,20 @@ def run_coord_check(args: argparse.Namespace) -> None:
         args.out.mkdir(parents=True, exist_ok=True)
         write_file(args.out / "coord_check.png", to_png(coord_check.draw(result)))
     print(coord_check.describe(result))
+
+
+def run_config(args: argparse.Namespace) -> None:
+    from gptjax.config import RunConfig, override
+    from gptjax.fields import as_markdown, as_text
+    from gptjax.sweep.plan import SweepConfig
+
+    if args.markdown:
+        if args.file or args.set:
+            raise BadInput("--markdown writes the page of all defaults; leave FILE and --set out")
+        print(as_markdown({"A run": RunConfig, "A sweep": SweepConfig}), end="")
+        return
+    config = load(args.file, RunConfig | SweepConfig, "sweep", "run") if args.file else RunConfig()
+    print(as_text(override(config, args.set), RunConfig()))
 
 
 def run_presets(args: argparse.Namespace) -> None:

@@ -39,10 +39,10 @@ class Source:
 class DataConfig:
     """What is read: corpora in proportion, one tokenizer."""
 
-    sources: tuple[Source, ...] = (Source(),)
-    tokenizer: str = "sentencepiece:512"  # trained on the first source; "bytes" needs no training
-    separate_documents: bool = False  # True: attention does not cross from one document into the next
-    cache: str = how(".cache/gptjax")  # where token stores are kept
+    sources: tuple[Source, ...] = (Source(),)  # corpora, each with its share of the sequences
+    tokenizer: str = "sentencepiece:512"  # sentencepiece:VOCABULARY, bytes, or a folder with one
+    separate_documents: bool = False  # keep attention within a document
+    cache: str = how(".cache/gptjax")  # folder where token stores are kept
 
     def __post_init__(self) -> None:
         check_values(self, "data.")

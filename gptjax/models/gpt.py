@@ -26,40 +26,40 @@ from gptjax.sharding import constrain
 class GPTConfig:
     """The architecture. Sizes left at 0 follow from the others; the defaults are GPT-2's."""
 
-    vocab_size: int = 50257
-    context: int = 1024
-    d_model: int = 768
-    n_layers: int = 12
-    n_heads: int = 12
-    n_kv_heads: int = 0  # 0: as many as n_heads; fewer is grouped-query attention (Ainslie et al. 2023)
-    d_head: int = 0  # 0: d_model / n_heads
-    d_mlp: int = 0  # 0: 4 d_model
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    norm_place: Literal["pre", "post"] = "pre"  # post: after the residual sum, without a final norm (GPT-1)
-    norm_eps: float = 1e-5
-    bias: bool = True
-    positions: Literal["learned", "rope", "none"] = "learned"
-    rope_theta: float = 10000.0
-    rope_scaling: tuple[float, float, float, int] | None = None  # LLaMA 3.1: factor, low, high, original context
-    activation: Literal["gelu", "gelu_exact", "relu", "silu"] = "gelu"
-    gated: bool = False  # with silu: SwiGLU
-    tied: bool = True  # the head is the embedding, transposed
-    qk_norm: bool = False
-    logit_cap: float = 0.0  # c tanh(logits / c) where above 0 (Gemma 2)
-    init_std: float = 0.02  # 0: 1/sqrt(fan in)
-    scaled_residual: bool = True  # output projections start smaller by 1/sqrt(2 n_layers) (GPT-2, section 2.3)
+    vocab_size: int = 50257  # token ids, from 0 up; at least those of the tokenizer
+    context: int = 1024  # tokens of a window: the longest that attention reaches back
+    d_model: int = 768  # width of the residual stream
+    n_layers: int = 12  # layers
+    n_heads: int = 12  # attention heads of a layer
+    n_kv_heads: int = 0  # heads of keys and values; 0: n_heads; fewer: grouped queries (Ainslie et al. 2023)
+    d_head: int = 0  # width of a head; 0: d_model / n_heads
+    d_mlp: int = 0  # width inside the MLP; 0: 4 d_model
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # what normalizes the inputs of attention and MLP
+    norm_place: Literal["pre", "post"] = "pre"  # before attention and MLP, or after the sum (GPT-1)
+    norm_eps: float = 1e-5  # added to the variance before its root is taken
+    bias: bool = True  # add biases in linear layers and LayerNorm
+    positions: Literal["learned", "rope", "none"] = "learned"  # how positions are told
+    rope_theta: float = 10000.0  # base of the rotary wavelengths
+    rope_scaling: tuple[float, float, float, int] | None = None  # LLaMA 3.1: factor, low, high, tokens
+    activation: Literal["gelu", "gelu_exact", "relu", "silu"] = "gelu"  # the MLP's nonlinearity
+    gated: bool = False  # multiply the activation by a second projection; with silu: SwiGLU
+    tied: bool = True  # use the embedding, transposed, as the head
+    qk_norm: bool = False  # normalize queries and keys in each head
+    logit_cap: float = 0.0  # above 0: logits become c tanh(logits / c) (Gemma 2)
+    init_std: float = 0.02  # standard deviation of initial weights; 0: 1/sqrt(fan in)
+    scaled_residual: bool = True  # draw output projections smaller by 1/sqrt(2 n_layers) (GPT-2, section 2.3)
     # Hyper-parameters tuned at mup_width transfer to d_model (muP, Yang et al. 2022, Table 8), and those tuned at
     # mup_depth to n_layers (CompleteP, Dey et al. 2025, Table 1). A d_head that is given stays as the width grows,
     # with more heads; else their number stays and d_head grows.
     mup_width: int = 0  # 0: standard parametrization
     mup_depth: int = 0  # 0: depth changes nothing
     depth_alpha: float = 1.0  # residual branches times (n_layers / mup_depth)^-alpha; 1 is CompleteP
-    vocab_multiple: int = how(1)  # pad the embedding's rows; padded ids get no probability
+    vocab_multiple: int = how(1)  # pad the embedding to a multiple; padded ids get no probability
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and matmuls; weights stay float32
-    remat: Literal["none", "dots", "full"] = how("none")
-    attention: Literal["auto", "xla", "cudnn"] = how("auto")
+    remat: Literal["none", "dots", "full"] = how("none")  # what is computed again, to save memory
+    attention: Literal["auto", "xla", "cudnn"] = how("auto")  # the kernel of attention; auto: the fastest that fits
     microbatches: int = how(0)  # parts of the batch in flight through pipeline stages; 0: two for each stage
-    scan: bool | None = how(None)  # loop over the layers; None: but for up to 24 of them on a GPU (stack.py)
+    scan: bool | None = how(None)  # compile one layer and loop over all; null: except for up to 24 on a GPU
 
     def __post_init__(self) -> None:
         check_values(self)

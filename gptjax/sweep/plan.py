@@ -95,9 +95,7 @@ class SweepConfig:
     rules' rate and every factor of their batch, a trunk likewise; the held-out run is trained at the rules' own.
     """
 
-    base: (
-        RunConfig  # what all runs share; the sweep sets model, optim.lr, optim.b2, optim.warmup, batch, steps and seed
-    )
+    base: RunConfig  # what all runs share; the sweep sets model, rate, b2, warmup, batch, steps and seed
     sizes: tuple[Hashable, ...]  # each a name or a number that `shape` turns into a model, as a width
     shape: Callable[[Any], GPTConfig]  # a function from a size to its model
     lr: Rule  # peak learning rate: a number, or a function of N (parameters) and D (tokens)

@@ -22,19 +22,19 @@ from gptjax.train.mup import is_hidden, transfer
 class OptimConfig:
     """The optimizer and its schedule; counts are in steps, fractions are of the run's steps."""
 
-    name: Literal["adamw", "muon", "adafactor", "lion"] = "adamw"
-    lr: float = 3e-4  # peak
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    warmup: int = 100
+    name: Literal["adamw", "muon", "adafactor", "lion"] = "adamw"  # the optimizer
+    lr: float = 3e-4  # peak learning rate
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"  # of the rate; wsd: warmup, stable, decay
+    warmup: int = 100  # steps in which the rate rises to its peak
     floor: float = 0.1  # cosine ends at this share of the peak (Hoffmann et al. 2022, section 3)
-    cooldown: float = 0.2  # wsd: the last share of the run (Hägele et al. 2024)
-    cooldown_shape: Literal["sqrt", "linear"] = "sqrt"
-    b1: float = 0.9  # momentum (Muon's own is muon_momentum); Adafactor has neither betas nor eps of ours
-    b2: float = 0.95
-    eps: float = 1e-8
-    muon_momentum: float = 0.95
+    cooldown: float = 0.2  # wsd: the last share of the run, in which the rate falls (Hägele et al. 2024)
+    cooldown_shape: Literal["sqrt", "linear"] = "sqrt"  # wsd: how the rate falls, as 1 - sqrt or in a line
+    b1: float = 0.9  # decay of the first moment (AdamW, Lion); Muon has muon_momentum
+    b2: float = 0.95  # decay of the second moment (AdamW) or of the momentum (Lion)
+    eps: float = 1e-8  # added to the root of the second moment
+    muon_momentum: float = 0.95  # Muon's momentum
     weight_decay: float = 0.1  # times the learning rate, on weights that contract the embedding
-    clip: float = 1.0  # global gradient norm; 0: none
+    clip: float = 1.0  # largest global norm of the gradient; 0: none
 
     def __post_init__(self) -> None:
         check_values(self, "optim.")

@@ -31,10 +31,10 @@ class TuneConfig:
     "layers.mlp", "attention.*.bias".
     """
 
-    frozen: tuple[str, ...] = ()
-    lora_rank: int = 0  # 0: no adapters; else they alone are trained
+    frozen: tuple[str, ...] = ()  # weights that are not trained, by their path
+    lora_rank: int = 0  # rank of the adapters, which alone are trained; 0: no adapters
     lora_alpha: float = 16.0  # adapters count times alpha / rank
-    lora_targets: tuple[str, ...] = ("attention",)  # those of these that are matrices of layers get adapters
+    lora_targets: tuple[str, ...] = ("attention",)  # matrices of layers that get adapters
 
     def __post_init__(self) -> None:
         check_values(self, "tune.")
