@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import Any, get_args
 
 from gptjax.errors import BadInput
 from gptjax.storage import folder, is_address
@@ -85,7 +85,7 @@ def load(target: str, kind: type | UnionType, *names: str) -> Any:
         raise BadInput(f"{path} has no function {function!r}; it has {', '.join(offered) or 'none'}")
     config = getattr(module, function)()
     if not isinstance(config, kind):
-        wanted = " or a ".join(one.__name__ for one in getattr(kind, "__args__", (kind,)))
+        wanted = " or a ".join(one.__name__ for one in get_args(kind) or (kind,))
         raise BadInput(f"{path}:{function} returned a {type(config).__name__}; it must return a {wanted}")
     return config
 
