@@ -14,10 +14,10 @@ from cattrs.preconf.json import make_converter
 
 from gptjax.data.loader import DataConfig
 from gptjax.errors import BadInput
-from gptjax.fields import in_words
+from gptjax.fields import check_values, in_words
 from gptjax.files import read_json
 from gptjax.models.gpt import GPTConfig
-from gptjax.question import check_values, difference, fingerprint, gained, how
+from gptjax.question import difference, fingerprint, gained, how
 from gptjax.sharding import MeshConfig, Rules
 from gptjax.train.optim import OptimConfig
 from gptjax.train.tune import TuneConfig
@@ -108,9 +108,7 @@ class RunConfig:
     rules: Rules = how(Rules())
 
     def __post_init__(self) -> None:
-        check_values(self, unchecked=("seed",))
-        if type(self.seed) is not int or not 0 <= self.seed < 2**63:
-            raise BadInput(f"seed = {self.seed!r} must be a whole number from 0 to 2^63 - 1")
+        check_values(self, seeds=("seed",))
         if self.z_loss < 0:
             raise BadInput(f"z_loss = {self.z_loss} must be 0 or more")
         for name in ("batch", "steps", "accumulate", "steps_per_call", "log_every"):

@@ -17,8 +17,8 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gptjax.errors import BadInput
+from gptjax.fields import check_values
 from gptjax.params import Params, map_axes
-from gptjax.question import check_values
 
 Split = str | tuple[str, ...] | None
 

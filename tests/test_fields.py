@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from gptjax.cli import main
+from gptjax.commands.listing import listed
 from gptjax.config import RunConfig
-from gptjax.fields import listed
 from gptjax.sweep.plan import SweepConfig
 
 ROOT = Path(__file__).parents[1]

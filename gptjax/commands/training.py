@@ -183,8 +183,8 @@ def run_coord_check(args: argparse.Namespace) -> None:
 
 
 def run_config(args: argparse.Namespace) -> None:
+    from gptjax.commands.listing import as_markdown, as_text
     from gptjax.config import RunConfig, override
-    from gptjax.fields import as_markdown, as_text
     from gptjax.sweep.plan import SweepConfig
 
     if args.markdown:

@@ -18,7 +18,8 @@ from gptjax.data.objectives import Batch, causal
 from gptjax.data.pairs import in_rows
 from gptjax.data.store import Changed, TokenStore, build_store, open_store
 from gptjax.errors import BadInput
-from gptjax.question import check_values, how
+from gptjax.fields import check_values
+from gptjax.question import how
 from gptjax.storage import is_address
 
 BLOCK = 1024  # sequences in which a mixture keeps its proportions exactly

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from gptjax.errors import BadInput
+from gptjax.fields import check_values
 from gptjax.models.cache import Cache, Held
 from gptjax.models.layers import MLP, Attention, Linear, Norm, project
 from gptjax.models.stack import run_stack, unstacked
 from gptjax.params import Init, Model, build, normal, param, stack
-from gptjax.question import check_values, how
+from gptjax.question import how
 from gptjax.sharding import constrain
 
 

@@ -8,13 +8,13 @@ import traceback
 import zlib
 from collections import Counter
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from gptjax.config import InitFrom, RunConfig, from_json, to_json
 from gptjax.errors import BadInput
-from gptjax.fields import fits, hints, in_words
+from gptjax.fields import INFINITE, check_values, wrong
 from gptjax.files import read_json, write_json
 from gptjax.models.count import ParamCount, count, flops_per_token
 from gptjax.models.gpt import GPTConfig
@@ -23,7 +23,6 @@ from gptjax.sweep.rules import Rule, always, params_of, warmup_of_params
 from gptjax.train.optim import cooldown_start
 
 ROUNDING = 0.05  # a cell whose whole steps miss its budget by more than this share is removed
-MOST = 1e300  # numbers from here on overflow once they are multiplied
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Range:
 
     words: str
     low: float
-    high: float = MOST  # not allowed itself
+    high: float = math.inf  # not allowed itself
     open: bool = False  # low is not allowed either
 
     def __contains__(self, value: float) -> bool:
@@ -50,7 +49,6 @@ RULES = {
 }
 RANGES = {
     **dict.fromkeys(("budgets", "horizons", "lr_factors", "batch_factors"), ABOVE_0),
-    "seeds": Range("a whole number from 0 to 2^63 - 1", 0, 2**63),
     "holdout": AT_LEAST_0,
     **dict.fromkeys(("min_steps", "workers", "pack"), AT_LEAST_1),
     "flops_per_second": ABOVE_0,
@@ -58,16 +56,13 @@ RANGES = {
 }
 
 
-def check_fields(config: Any, path: str = "") -> None:
-    """Refuse a value that is not of its field's type, or outside its field's range."""
-    for f in fields(config):
-        kind, value = hints(type(config))[f.name], getattr(config, f.name)
-        if not fits(value, kind):
-            raise BadInput(f"{path}{f.name} = {value!r} must be {in_words(kind)}; gptjax config names all fields")
-        allowed = RANGES.get(f.name)
+def check_ranges(config: Any, path: str = "") -> None:
+    """Refuse a number outside its field's range."""
+    for name, allowed in RANGES.items():
+        value = getattr(config, name, None)
         for one in value if isinstance(value, tuple) else (value,):
-            if allowed and one not in allowed:
-                raise BadInput(f"{path}{f.name} = {value!r} must be {allowed.words}; gptjax config names all fields")
+            if one is not None and one not in allowed:
+                raise BadInput(f"{path}{name} = {value!r} must be {allowed.words}; gptjax config names all fields")
 
 
 @dataclass(frozen=True)
@@ -79,7 +74,8 @@ class Speed:
     seconds_per_run: float = 0.0  # seconds that each run takes besides, as to compile and to evaluate
 
     def __post_init__(self) -> None:
-        check_fields(self, "speed.")
+        check_values(self, "speed.")
+        check_ranges(self, "speed.")
 
     def seconds(self, flops: float, steps: int) -> float:
         return flops / self.flops_per_second + steps * self.seconds_per_step + self.seconds_per_run
@@ -124,7 +120,8 @@ class SweepConfig:
                 object.__setattr__(self, name, always(rule))  # type: ignore[arg-type]  # asked, it is checked
             elif not callable(rule):
                 raise BadInput(f"{name} = {rule!r} is neither a number nor a rule(N, D); give one of the two")
-        check_fields(self)
+        check_values(self, seeds=("seeds",))
+        check_ranges(self)
         low, high = self.tokens_per_param
         if not 0 <= low < high:
             raise BadInput(
@@ -267,8 +264,8 @@ class Sized:
         if not isinstance(model, GPTConfig):
             raise BadInput(f"shape({size!r}) gives {model!r}; it must give a GPTConfig")
         counted = count(model)
-        if not counted.total < MOST:
-            raise BadInput(f"shape({size!r}) gives a model with more than {MOST:g} parameters; give a smaller size")
+        if not counted.total < INFINITE:
+            raise BadInput(f"shape({size!r}) gives a model with more than {INFINITE:g} parameters; give a smaller size")
         conventions = flops_per_token(model, model.context)
         if sweep.convention not in conventions:
             raise BadInput(f"convention {sweep.convention!r} is not one of {', '.join(conventions)}")
@@ -294,7 +291,7 @@ class Sized:
         n, d = params_of(rule, self.count), (self.horizon or budget) / self.flops_per_token
         where = f"at size {label(self.size)} (N = {n:,}, D = {d:.4g})"
         value = _called(f"{name} {where}", rule, n, d)
-        if not fits(value, float) or value not in RULES[name]:
+        if wrong(value, float) or value not in RULES[name]:
             raise BadInput(f"{name} gives {value!r} {where} and must give {RULES[name].words}; set another {name}")
         return value
 

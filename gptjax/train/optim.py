@@ -12,9 +12,9 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from gptjax.errors import BadInput
+from gptjax.fields import check_values
 from gptjax.models.gpt import GPTConfig
 from gptjax.params import Axes, Params, map_axes
-from gptjax.question import check_values
 from gptjax.train.mup import is_hidden, transfer
 
 

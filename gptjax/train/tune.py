@@ -16,8 +16,8 @@ import numpy as np
 import tensorstore as ts
 
 from gptjax.errors import BadInput
+from gptjax.fields import check_values
 from gptjax.params import Axes, Model, Params, divide, join, named, nested, normal
-from gptjax.question import check_values
 from gptjax.train.mup import is_hidden
 
 A, B, KERNEL = "lora_a", "lora_b", "kernel"  # last in the names of what lies side by side
