@@ -32,6 +32,8 @@ def read_text(path: Path, what: str) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror or error}); give {what}") from None
+    if data[:2] == b"\x1f\x8b":
+        raise BadInput(f"{path} is packed by gzip; unpack it")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:1000]:
         raise BadInput(f"{path} is not UTF-8 text (it looks like UTF-16 or binary); save it again as UTF-8")
     try:
@@ -41,9 +43,9 @@ def read_text(path: Path, what: str) -> str:
         raise BadInput(f"{path} line {line} is not UTF-8 ({error.reason}); save it again as UTF-8") from None
 
 
-def read_json(path: Path) -> Any:
-    """Read JSON; BadInput, with the line, when the file is missing or is not JSON."""
-    return parse_json(read_text(path, "a file that this program wrote"), path)
+def read_json(path: Path, what: str = "a file that this program wrote") -> Any:
+    """Read JSON; BadInput, with the line, when the file is missing or is not JSON. `what` says what was wanted."""
+    return parse_json(read_text(path, what), path)
 
 
 def parse_json(data: bytes | str, what: Path | str, line: int = 1) -> Any:

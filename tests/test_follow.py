@@ -42,7 +42,8 @@ def row(run, seconds=2.0):
     sizes = {"flops_per_token": {}, "tokens": run.tokens, "tokens_paid": run.tokens, "steps": run.config.steps}
     result = Result("done", "", **facts, **sizes, epochs=0.1, loss=1.25, loss_se=0.1, bits_per_byte=1.0, evals={},
                     seconds=seconds, device="cpu")  # fmt: skip
-    return {"run": run.name, "role": run.role, **asdict(result)}
+    rates = {"batch": run.config.batch, "lr": run.config.optim.lr, "b2": run.config.optim.b2}
+    return {"run": run.name, "role": run.role, "size": run.size, "budget": run.budget, **rates, **asdict(result)}
 
 
 def trained(directory, run, step):
@@ -91,7 +92,7 @@ def test_without_a_terminal_each_run_that_ends_is_one_line(sweep, tmp_path, caps
     ledger.append(row(first))
     with followed(plan, ledger, tmp_path):
         ledger.append(row(second, seconds=200))
-        ledger.append({"run": failed.name, "status": "failed", "reason": "loss is nan"})
+        ledger.append({"run": failed.name, "role": failed.role, "status": "failed", "reason": "loss is nan"})
     out, err = capsys.readouterr()
     of = len(plan.runs) + 1
     assert out == "" and re.fullmatch(

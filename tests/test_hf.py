@@ -276,7 +276,8 @@ BROKEN = {
     "rope_parameters = 'default' is not": lambda f: setting(f, rope_parameters="default"),
     "has no 'rope_scaling.factor'": lambda f: setting(f, rope_scaling={"rope_type": "llama3"}),
     "config.json holds a list": lambda f: (f / "config.json").write_text("[]"),
-    "cannot be read as JSON": lambda f: (f / "config.json").unlink(),
+    "give the folder that save_pretrained wrote": lambda f: (f / "config.json").unlink(),
+    "config.json:2 cannot be read as JSON": lambda f: (f / "config.json").write_text('{\n"a": }'),
     "tokenizer.json has 300 ids and the model 257": lambda f: add_tokenizer(f, 300),
     "a decoder of ByteLevel": lambda f: add_tokenizer(f, 257, decoder={"type": "WordPiece"}),
 }

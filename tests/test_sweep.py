@@ -266,12 +266,13 @@ def test_the_held_out_run_takes_the_nearest_size(sweep):
 
 def test_a_row_is_written_once_and_a_run_held_by_one(tmp_path):
     ledger = Ledger(tmp_path)
-    assert ledger.append({"run": "a", "status": "done", "loss": 1.0})
-    assert not ledger.append({"run": "a", "status": "done", "loss": 2.0})
-    assert ledger.rows() == Ledger(tmp_path).rows() == {"a": {"run": "a", "status": "done", "loss": 1.0}}
+    first, second = ({"run": "a", "role": "cell", "status": "failed", "reason": why} for why in ("nan", "inf"))
+    assert ledger.append(first)
+    assert not ledger.append(second)
+    assert ledger.rows() == Ledger(tmp_path).rows() == {"a": first}
     ledger.forget("a")
-    assert ledger.rows() == {} and ledger.append({"run": "a", "status": "done", "loss": 3.0})
-    assert ledger.rows()["a"]["loss"] == 3
+    assert ledger.rows() == {} and ledger.append(second)
+    assert ledger.rows() == {"a": second}
     with ledger.try_lock("a") as first, ledger.try_lock("a") as second, ledger.try_lock("b") as other:
         assert first and not second and other and ledger.is_locked("a")
     assert not ledger.is_locked("a") and not ledger.is_locked("c") and not (tmp_path / "runs" / "c").exists()

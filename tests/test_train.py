@@ -109,6 +109,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(config, whole, tmp_path, monkeypat
     with pytest.raises(Preempted) as stop:
         train(config, tmp_path / "twice")
     assert stop.value.code == PREEMPTED == 75
+    assert signal.getsignal(signal.SIGTERM) != signal.SIG_IGN  # programs that are started inherit that one
     assert not (tmp_path / "twice" / "result.json").exists()
     train(config, tmp_path / "twice")
     assert_same_run(whole, tmp_path / "twice", 40)

@@ -81,7 +81,7 @@ def open_hf(folder: Path) -> Loaded:
 
 
 def _json_object(path: Path) -> dict[str, Any]:
-    content = read_json(path)
+    content = read_json(path, "the folder that save_pretrained wrote")
     if not isinstance(content, dict):
         raise BadInput(f"{path} holds a {type(content).__name__} and not an object; copy it again")
     return content

@@ -8,24 +8,39 @@ anybody must reach: a sweep may be copied elsewhere and goes on.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from gptjax import leases, storage
+from gptjax.config import from_json
 from gptjax.errors import BadInput
 from gptjax.files import parse_json
+from gptjax.train.result import Result
 
 Row = dict[str, Any]
 
 
+OF_A_TRAINED_RUN = {"size", "budget", "batch", "lr", "b2"}  # a row says these, and the fields of the run's result
+RESULT = [field.name for field in fields(Result)]
+
+
 def _checked(row: Any, path: Path) -> Row:
     """Refuse what is no row of the run that its file is named for."""
-    known = isinstance(row, dict) and row.get("run") == path.name.removesuffix(".json")
-    if known and row.get("status") == "done" and isinstance(row.get("loss"), float | int):
-        return row
-    if known and row.get("status") == "failed" and isinstance(row.get("reason"), str):
-        return row
-    raise BadInput(f"{path} is not the row of a run; delete it, and that run is trained again")
+    remedy = "delete it, and that run is trained again"
+    if not isinstance(row, dict) or row.get("run") != path.name.removesuffix(".json") or "role" not in row:
+        raise BadInput(f"{path} is not the row of a run; {remedy}")
+    if row.get("status") == "failed" and "tokens" not in row and isinstance(row.get("reason"), str):
+        return row  # its trunk failed
+    if missing := sorted({*OF_A_TRAINED_RUN, *RESULT} - row.keys()):
+        raise BadInput(f"{path} has no {missing[0]}; {remedy}")
+    try:
+        result = from_json(Result, {name: row[name] for name in RESULT})
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}; {remedy}") from None
+    if result.status != "failed" and (result.status != "done" or result.loss is None):
+        raise BadInput(f"{path} says that the run is {result.status!r} with loss {result.loss}; {remedy}")
+    return row
 
 
 class Ledger:

@@ -20,7 +20,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from gptjax import storage
 from gptjax.data.loader import open_stores
 from gptjax.errors import BadInput
 from gptjax.files import read_json, write_file, write_json
@@ -34,7 +33,7 @@ from gptjax.sweep.ledger import Ledger, Row
 from gptjax.sweep.plan import Plan, PlannedRun, SweepConfig, holdout_run, make_plan, short
 from gptjax.train.metrics import read_metrics
 from gptjax.train.origin import identified
-from gptjax.train.validation import WINDOWS, paired_errors
+from gptjax.train.validation import WINDOWS, paired_errors, read_shares
 
 PER_DECADE, FEWEST_BINS = 30, 20  # of a thinned training curve
 
@@ -174,8 +173,9 @@ def paired_by_run(rows: list[Row], runs: Path) -> dict[str, float]:
     """
     together: dict[tuple[str, int], dict[str, np.ndarray]] = {}
     for row in rows:
-        if row["role"] == "cell" and row["status"] == "done" and (data := storage.read(runs / row["run"] / WINDOWS)):
-            shares = np.load(io.BytesIO(data), allow_pickle=False)
+        if row["role"] != "cell" or row["status"] != "done":
+            continue
+        if (shares := read_shares(runs / row["run"] / WINDOWS)) is not None:
             together.setdefault((row["data_digest"], len(shares)), {})[row["run"]] = shares
     errors = (dict(zip(found, paired_errors(np.stack([*found.values()])), strict=True)) for found in together.values())
     return {run: float(error) for group in errors for run, error in group.items() if error > 0}

@@ -22,6 +22,7 @@ from gptjax.question import fingerprint
 from gptjax.sweep.rules import Rule, always, params_of, warmup_of_params
 from gptjax.train.optim import cooldown_start
 
+FILE_NAME = r"[^/.\x00-\x1f][^/\x00-\x1f]*"  # of a run: its directory and its row are named so
 ROUNDING = 0.05  # a cell whose whole steps miss its budget by more than this share is removed
 
 
@@ -166,6 +167,14 @@ class PlannedRun:
     parent: str | None
     config: RunConfig
 
+    def __post_init__(self) -> None:
+        for name in (self.name, *([self.parent] if self.parent else [])):
+            if not re.fullmatch(FILE_NAME, name):
+                raise BadInput(f"run {name!r} would be written elsewhere: a name may not begin with a dot or hold /")
+        trunk = self.config.init_from.run if self.config.init_from and self.config.first_step else None
+        if trunk != self.parent:
+            raise BadInput(f"run {self.name} begins at {trunk} and its parent is {self.parent}; plan the sweep anew")
+
 
 @dataclass(frozen=True)
 class Removed:
@@ -258,7 +267,7 @@ class Sized:
     @staticmethod
     def of(sweep: SweepConfig, size: Any) -> "Sized":
         """Ask `shape` for a size; BadInput names the size if it gives no model, or one that cannot be."""
-        if not re.fullmatch(r"[^/.\x00-\x1f][^/\x00-\x1f]*", label(size)):
+        if not re.fullmatch(FILE_NAME, label(size)):
             raise BadInput(f"size {size!r} names files: it may not begin with a dot or hold / or line ends; rename it")
         model = _called(f"shape({size!r})", sweep.shape, size)
         if not isinstance(model, GPTConfig):

@@ -165,22 +165,28 @@ def _restore_sound(directory: Path, step: int, abstract: Any) -> tuple[Any, str 
     return state, next(filter(None, hosts.gather(wrong)), None)
 
 
+def check_shapes(arrays: Mapping[str, ts.TensorStore], abstract: Any, what: str) -> None:
+    """Refuse arrays that are not those of a tree, before memory of the tree's size is taken."""
+    for path, leaf in jax.tree.leaves_with_path(abstract):
+        name = _name(path)
+        if name not in arrays:
+            raise BadInput(f"{what} holds no {name}; it is of another model or optimizer")
+        if arrays[name].shape != leaf.shape:
+            raise BadInput(f"{what} has {name} of shape {arrays[name].shape}, not {leaf.shape}; it is another model's")
+
+
 def read_tree(arrays: Mapping[str, ts.TensorStore], abstract: Any, what: str) -> Any:
     """Read arrays one by one, each device's piece in turn; the host holds one piece and a few chunks."""
+    check_shapes(arrays, abstract, what)
     leaves, tree = jax.tree.flatten_with_path(abstract)
     flights = in_flight(arrays)
     found = []
     for path, leaf in leaves:
-        name = _name(path)
-        if name not in arrays:
-            raise BadInput(f"{what} holds no {name}; it is of another model or optimizer")
-        array = arrays[name]
-        if array.shape != leaf.shape:
-            raise BadInput(f"{what} has {name} of shape {array.shape}, not {leaf.shape}; it is another model's")
+        array = arrays[_name(path)]
         try:
             found.append(_place(array, leaf, flights))
         except (ValueError, OSError) as error:
-            raise Unreadable(f"cannot be read: {name}: {reason(error)}") from error
+            raise Unreadable(f"cannot be read: {_name(path)}: {reason(error)}") from error
     return jax.tree.unflatten(tree, found)
 
 

@@ -4,7 +4,6 @@ A run's directory: config.json, env.json, lease/, metrics.jsonl, checkpoints/, t
 once it is done, windows.npy (the error of its loss by validation window) and result.json.
 """
 
-import io
 import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -23,7 +22,7 @@ from gptjax.data.feed import prefetch
 from gptjax.data.loader import Loader, open_stores
 from gptjax.data.store import TokenStore
 from gptjax.errors import BadInput
-from gptjax.files import plain, write_file, write_json
+from gptjax.files import plain, write_json
 from gptjax.hosts import PREEMPTED
 from gptjax.leases import Lease, confirm, confirm_alone
 from gptjax.sharding import Layout, make_mesh
@@ -37,7 +36,7 @@ from gptjax.train.profile import traced
 from gptjax.train.result import Result, data_digest, read_result, summarize
 from gptjax.train.state import TrainState
 from gptjax.train.step import Programs, make_programs
-from gptjax.train.validation import WINDOWS, Evaluation, Validation, evaluate
+from gptjax.train.validation import WINDOWS, Evaluation, Validation, evaluate, write_shares
 
 
 class Preempted(SystemExit):
@@ -137,9 +136,7 @@ def training(
 def record(result: Result, shares: np.ndarray | None, directory: Path) -> None:
     """Write what a run gave, and last the file that says that it is finished."""
     if shares is not None:
-        content = io.BytesIO()
-        np.save(content, shares)
-        write_file(directory / WINDOWS, content.getvalue())
+        write_shares(directory / WINDOWS, shares)
     write_json(directory / "result.json", plain(result))
 
 
@@ -208,6 +205,7 @@ def catch_sigterm() -> Iterator[list[int]]:
     """Collect SIGTERM in a list, for a loop to look at between steps; a collector around this one hears it too.
 
     Who was told to stop is about to end: signals that come after the first do not disturb it, and its exit code stands.
+    They are taken by a handler, since programs that it starts would inherit that they are ignored.
     """
     received: list[int] = []
     if hosts.several():  # jax's own handler tells all of them; see hosts.preempted
@@ -224,4 +222,8 @@ def catch_sigterm() -> Iterator[list[int]]:
     try:
         yield received
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN if received and not callable(before) else before)
+        signal.signal(signal.SIGTERM, _told_already if received and not callable(before) else before)
+
+
+def _told_already(number: int, frame: Any) -> None:
+    """Do nothing at a signal to stop that comes again."""

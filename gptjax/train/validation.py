@@ -1,5 +1,6 @@
 """Validation: the same windows for every run, in nats per token with a standard error, and in bits per byte."""
 
+import io
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,11 +9,14 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from gptjax import storage
 from gptjax.config import RunConfig
 from gptjax.data.feed import spread
 from gptjax.data.loader import validation_batches
 from gptjax.data.objectives import Batch
 from gptjax.data.store import TokenStore
+from gptjax.errors import BadInput
+from gptjax.files import write_file
 from gptjax.train.result import Evals
 from gptjax.train.state import TrainState
 from gptjax.train.step import Programs
@@ -80,6 +84,30 @@ class Evaluation:
         """
         of_each = zip(self.validation, self.nats, np.asarray(weights) / sum(weights), strict=True)
         return np.concatenate([weight * v.shares(nats) for v, nats, weight in of_each]).astype(np.float32)
+
+
+def write_shares(path: Path, shares: np.ndarray) -> None:
+    """Keep the shares of a run's last evaluation."""
+    content = io.BytesIO()
+    np.save(content, shares)
+    write_file(path, content.getvalue())
+
+
+def read_shares(path: Path) -> np.ndarray | None:
+    """Read what `write_shares` wrote, None if there is none; BadInput if the file is anything else."""
+    if (data := storage.read(path)) is None:
+        return None
+    content = io.BytesIO(data)
+    try:
+        np.lib.format.read_magic(content)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(content)
+        shares = np.frombuffer(data, np.float32, offset=content.tell())
+        sound = dtype == np.float32 and shape == shares.shape and np.isfinite(shares).all()
+    except ValueError:
+        sound = False
+    if not sound:
+        raise BadInput(f"{path} is not what gptjax wrote there; delete it, and the loss has no paired error")
+    return shares
 
 
 def paired_errors(shares: np.ndarray) -> np.ndarray:

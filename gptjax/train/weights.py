@@ -22,7 +22,7 @@ from gptjax.files import read_json
 from gptjax.models.gpt import GPTConfig, gpt
 from gptjax.params import Params
 from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh
-from gptjax.train.checkpoint import Unreadable, altered, damage, newest_intact, open_arrays, read_tree
+from gptjax.train.checkpoint import Unreadable, altered, check_shapes, damage, newest_intact, open_arrays, read_tree
 from gptjax.train.tune import merged_arrays
 
 MARK = "weights.json"  # in a folder of weights alone
@@ -80,12 +80,15 @@ class SavedModel:
         """The weights, by the names of their path joined with dots; adapters are merged as they are read."""
         try:
             if self.run is None:
-                return open_arrays(self.directory / "params")
-            whole = open_arrays(self.directory / "checkpoints" / str(self.step) / "default")
+                arrays = open_arrays(self.directory / "params")
+            else:
+                whole = open_arrays(self.directory / "checkpoints" / str(self.step) / "default")
+                params = {name.removeprefix(PARAMS): array for name, array in whole.items() if name.startswith(PARAMS)}
+                arrays = merged_arrays(params, self.run.tune)
         except Unreadable as error:
             raise BadInput(f"{self.directory} {error}; write it again") from error
-        params = {name.removeprefix(PARAMS): array for name, array in whole.items() if name.startswith(PARAMS)}
-        return merged_arrays(params, self.run.tune)
+        check_shapes(arrays, jax.eval_shape(gpt(self.config).init, jax.random.key(0)), str(self.directory))
+        return arrays
 
     @property
     def has_tokenizer(self) -> bool:
