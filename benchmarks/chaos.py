@@ -241,7 +241,7 @@ def content(path: Path, folder: Path) -> dict[str, Any]:
     name = name_of(path, folder)
     if path.parent.name == "lease":
         return {f"{path.parent.relative_to(folder)} held": json.loads(path.read_bytes())["held"]}
-    if path.parent.name == "seals":
+    if path.parent.name == "seals" or path.name == "seal.json":
         return {name: "a seal"}  # of files that Orbax names anew every time; their arrays are compared
     if path.parent.parent.name == "checkpoints":
         return {}  # Orbax's notes about a step, with times

@@ -28,6 +28,7 @@ from gptjax.laws.table import Curve, Runs, read_curves, read_runs
 
 OPTIMIZED = True
 PLANTED = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)
+MARKUP = "<script>alert('x')</script><b>&"  # what a file says is text, and runs on no page
 CHOSEN = Choices(drop_highest_loss=2, bootstrap=60, seed=3)
 
 
@@ -36,7 +37,7 @@ def write_runs(path: Path, runs: Runs) -> None:
         writer = csv.writer(file)
         writer.writerow(["run", "params", "tokens", "flops", "loss", "note"])
         writer.writerows(
-            [*row, "<b>&"] for row in zip(runs.run, runs.params, runs.tokens, runs.flops, runs.loss, strict=True)
+            [*row, MARKUP] for row in zip(runs.run, runs.params, runs.tokens, runs.flops, runs.loss, strict=True)
         )
 
 
@@ -64,7 +65,8 @@ def made(tmp_path_factory, runs: Runs) -> tuple[Path, list[Runs]]:
         for name, n, d in zip(runs.run, runs.params, runs.tokens, strict=True):
             for t in np.geomspace(d / 50, d, 20):
                 file.write(f"{name},{n},{t},{6 * n * t},{PLANTED.loss(n, t)}\n")
-    write_json(directory / "facts.json", {"title": "Planted", "corpus": "none", "not_run": ["d8 has no room"]})
+    facts = {"title": f"Planted {MARKUP}", "corpus": MARKUP, "device": MARKUP, "not_run": [f"d8 has no room {MARKUP}"]}
+    write_json(directory / "facts.json", facts)
     before = fit_all(runs, replace(CHOSEN, bootstrap=50), approaches=["parametric"], tables=False)
     register(predict(forecaster(before), flops=1e13), directory / "prediction.json")
     drawn: list[Runs] = []
@@ -83,7 +85,8 @@ def law(made) -> dict:
 def test_the_page_needs_nothing_else_and_every_name_in_it_is_its_own(made, law):
     directory, _ = made
     page = (directory / "report.html").read_text()
-    assert "src=" not in page and "<script" not in page and "url(http" not in page and "&lt;b&gt;&amp;" in page
+    assert "src=" not in page and "<script" not in page and "url(http" not in page and "<b>&" not in page
+    assert page.count("&lt;b&gt;&amp;") > 25 and "<script" not in (directory / "figures" / "isoflop.svg").read_text()
     ids = re.findall(r' id="([^"]+)"', page)
     referred = re.findall(r'href="#([^"]+)"', page) + re.findall(r"url\(#([^)]+)\)", page)
     assert len(ids) == len(set(ids)) and referred and set(referred) == set(ids)

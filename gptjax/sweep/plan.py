@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from gptjax.config import InitFrom, RunConfig, from_json, to_json
+from gptjax.config import InitFrom, RunConfig, from_file, to_json
 from gptjax.errors import BadInput
 from gptjax.fields import INFINITE, check_values, wrong
-from gptjax.files import read_json, write_json
+from gptjax.files import write_json
 from gptjax.models.count import ParamCount, count, flops_per_token
 from gptjax.models.gpt import GPTConfig
 from gptjax.question import fingerprint
@@ -199,7 +199,7 @@ class Plan:
 
     @staticmethod
     def load(path: Path) -> "Plan":
-        return from_json(Plan, read_json(path))
+        return from_file(Plan, path)
 
 
 def make_plan(sweep: SweepConfig) -> Plan:
