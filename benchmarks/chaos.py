@@ -343,8 +343,8 @@ class Campaign:
         return self.quiet[verb]
 
     def check(self, verb: str, out: Path, ended: Ended) -> list[str]:
-        """Say what is wrong with a verb that was let finish."""
-        if ended.code:
+        """Say what is wrong with a verb that was let finish; one that had just finished when it was killed says so."""
+        if ended.code and not (ended.code == 2 and "exists and is not overwritten" in ended.said):
             return [f"ends with {ended.code}: {ended.said.strip()[-300:]}"]
         return differences(contents(out), self.undisturbed(verb)[0])
 

@@ -54,15 +54,25 @@ def read_config(path: Path) -> None:
     load_config(path)
 
 
-def result_json() -> list[bytes]:
-    from dataclasses import fields
-
+def result() -> dict[str, Any]:
+    from gptjax.files import plain
     from gptjax.train.result import Result
 
-    empty: dict[str, Any] = {"str": "", "int": 1, "float": 1.0, "float | None": 2.0}
-    return [
-        json.dumps({f.name: empty.get(str(getattr(f.type, "__name__", f.type)), {}) for f in fields(Result)}).encode()
-    ]
+    numbers = {"seed": 0, "tokens": 9, "tokens_paid": 9, "steps": 3, "epochs": 0.1, "seconds": 1.0}
+    losses = {"loss": 3.0, "loss_se": 0.1, "bits_per_byte": 1.5, "evals": {"python": {"loss": 3.0}}}
+    texts = {"status": "done", "reason": "", "fingerprint": "f", "data_digest": "d", "device": "cpu"}
+    return plain(Result(**texts, params={"mlp": 3}, flops_per_token={"6n_total": 18.0}, **numbers, **losses))
+
+
+def result_json() -> list[bytes]:
+    return [json.dumps(result()).encode()]
+
+
+def row_json() -> list[bytes]:
+    facts = {"run": "a", "role": "cell", "size": "d", "budget": 1e9, "fingerprint": "f"}
+    failed = facts | {"status": "failed", "reason": "its trunk failed"}
+    whole = facts | {"batch": 3, "lr": 0.01, "b2": 0.95} | result()
+    return [json.dumps(failed).encode(), json.dumps(whole).encode()]
 
 
 def read_result(path: Path) -> None:
@@ -74,8 +84,10 @@ def read_result(path: Path) -> None:
 
 def read_row(path: Path) -> None:
     from gptjax.sweep.ledger import Ledger
+    from gptjax.sweep.loop import table_row
 
-    Ledger(path.parents[1]).rows()
+    for row in Ledger(path.parents[1]).rows().values():
+        table_row(row, 1000, "6n_total")
 
 
 def read_lease(path: Path) -> None:
@@ -201,7 +213,7 @@ def read_task_file(path: Path) -> None:
 TARGETS = {
     "config": Target("config.json", config_json, read_config),
     "result": Target("result.json", result_json, read_result),
-    "ledger": Target("ledger/a.json", lambda: [b'{"run": "a", "status": "done", "loss": 3.0}'], read_row),
+    "ledger": Target("ledger/a.json", row_json, read_row),
     "lease": Target(
         "lease/000001.json",
         lambda: [b'{"held": true, "machine": "m", "pid": 1, "began": "b", "beat": 3}'],

@@ -5,6 +5,8 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -321,3 +323,14 @@ def test_a_rate_sweep_of_few_cells_is_fitted_without_a_law_of_size():
         require_law(law)  # the rates are what it tells
         assert len(law["hyper"]["lr"]["cells"]) == 3
         assert "learning rate" in write_report(Path(folder), sweeps=0).read_text()
+
+
+def test_a_parquet_file_whose_names_or_values_are_not_utf8_is_refused_in_one_line(tmp_path):
+    path = tmp_path / "runs.parquet"
+    for sound, damaged in ((b"loss", b"lo\xf3s"), (b"note", b"no\xf3e")):
+        columns = {"params": [1e6], "tokens": [2e7], "loss": [3.0], "name": ["note"]}
+        pq.write_table(pa.table(columns), path, compression="none", write_statistics=False, use_dictionary=False)
+        path.write_bytes(path.read_bytes().replace(sound, damaged))
+        with pytest.raises(BadInput, match=r"runs\.parquet cannot be read \(.*; give a parquet or CSV") as error:
+            read_runs(path)
+        assert "\n" not in str(error.value)

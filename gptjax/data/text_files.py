@@ -164,7 +164,7 @@ def read(files: Files, read_row: Callable[[dict[str, Any]], bytes]) -> Iterator[
         except BadInput:
             raise
         except (OSError, ValueError, MemoryError, pa.ArrowException) as error:  # of pyarrow: a damaged file
-            reason = str(error).partition("\n")[0]
+            reason = str(error).partition("\n")[0] or "it needs more memory than there is"
             raise BadInput(f"{path} cannot be read ({reason}); repair it or leave it out") from error
 
 

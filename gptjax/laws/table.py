@@ -209,16 +209,18 @@ def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, Row]]]:
     """Read a parquet file as if it had been written as CSV: a null is a blank cell, and the first row is line 2."""
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:  # a file that is not there, cut, or not parquet
-        raise BadInput(f"{path} cannot be read ({_cut(str(error), 200)}); give a parquet or CSV file of runs") from None
-    _refuse_twice(path, table.column_names)
-    for name in {"params", "tokens", "flops", "loss"} & set(table.column_names):
+        names, values = table.column_names, table.to_pylist()
+    except (OSError, ValueError, OverflowError, pa.ArrowException) as error:  # not there, cut, not parquet, not UTF-8
+        why = _cut(str(error) or type(error).__name__, 200)
+        raise BadInput(f"{path} cannot be read ({why}); give a parquet or CSV file of runs") from None
+    _refuse_twice(path, names)
+    for name in {"params", "tokens", "flops", "loss"} & set(names):
         if pa.types.is_nested(kind := table.schema.field(name).type):
             raise BadInput(f"{path} column {name!r} holds {_cut(str(kind))}; it must hold a number in each row")
     if not table.num_rows:
         raise BadInput(f"{path} has no rows; it needs columns params, tokens, loss and a row per run")
-    rows = [{name: "" if x is None else str(x).strip() for name, x in row.items()} for row in table.to_pylist()]
-    return table.column_names, list(enumerate(rows, 2))
+    rows = [{name: "" if x is None else str(x).strip() for name, x in row.items()} for row in values]
+    return names, list(enumerate(rows, 2))
 
 
 def _refuse_twice(path: Path, names: list[str]) -> None:

@@ -187,6 +187,8 @@ def table_row(row: Row, params: int, convention: str, paired: float | None = Non
     facts: Row = {"run": row["run"], "status": row["status"] if counted else row["role"]}
     if "tokens" not in row:
         return {**facts, "reason": row["reason"]}
+    if convention not in row["flops_per_token"]:
+        raise BadInput(f"the row of {row['run']} has no FLOPs by {convention}; delete it, and the run is trained again")
     facts |= {
         "params": params,
         "tokens": row["tokens"],
