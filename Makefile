@@ -4,7 +4,7 @@ EXTRAS ?= test
 VENV := .venv
 RUN := $(VENV)/bin/
 
-.PHONY: sweep test lint parity aot bench install clean
+.PHONY: sweep test lint parity aot bench chaos fuzz install clean
 
 sweep: install
 	$(RUN)gptjax sweep experiments/chinchilla/quick.py --dir runs/quick
@@ -35,6 +35,13 @@ bench: install
 	$(RUN)python benchmarks/interop.py --json benchmarks/interop.json
 	$(RUN)python benchmarks/data.py --json benchmarks/data.json
 	$(RUN)python benchmarks/fit.py --json benchmarks/fit.json
+
+chaos: install
+	$(RUN)python benchmarks/chaos.py --json benchmarks/chaos.json
+
+fuzz: install
+	$(RUN)python -m pip install -qq --disable-pip-version-check atheris
+	$(RUN)python benchmarks/fuzz.py --json benchmarks/fuzz.json
 
 install: $(VENV)/.installed
 

@@ -91,8 +91,10 @@ class Lease:
         return self._renew(held=True)
 
     def release(self) -> None:
+        """Say that the lease is free; where that cannot be written, as on a full disk, others find its holder gone."""
         self.over.set()
-        self._renew(held=False)
+        with suppress(OSError):
+            self._renew(held=False)
 
     def _renew(self, held: bool) -> bool:
         with self.lock:

@@ -146,27 +146,42 @@ def url_of(path: Path) -> str:
     return f"{path}/" if is_remote(path) else f"{path.absolute().as_uri()}/"
 
 
+def reason(error: BaseException) -> str:
+    """Say why in a line: what the system said where TensorStore or Python quotes it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    quoted = re.search(r"([^:]+) \[os_error_code=", line)
+    return quoted[1].strip() if quoted else line
+
+
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have an OSError say of which file it is; one from a write or a flush says nothing (a full disk)."""
+    """Have an error of storage be an OSError that says of which file it is.
+
+    One from a write or a flush says nothing of it (a full disk), and TensorStore's are ValueErrors.
+    """
     try:
         yield
     except OSError as error:
         if error.filename is None:
             error.filename = str(path)
         raise
+    except ValueError as error:
+        if "os_error_code=" not in str(error):
+            raise
+        raise OSError(errno.EIO, reason(error), str(path)) from error
 
 
 def _write_beside(path: Path, data: bytes) -> Path:
     """Write a new file beside a path; where that fails, as on a full disk, nothing is left."""
-    with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with naming(path), NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         beside = Path(file.name)
         try:
-            with naming(path):
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(beside, 0o644)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.chmod(beside, 0o644)
         except BaseException:
             beside.unlink()
             raise

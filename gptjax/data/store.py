@@ -29,7 +29,7 @@ from gptjax.data.provenance import PROVENANCE_FILE, Provenance
 from gptjax.data.shards import ShardFiles, shard_and_chunk
 from gptjax.data.tokenizer import MODEL_FILE, Tokenizer, load_tokenizer, make_tokenizer, read_tokenizer, without_marks
 from gptjax.errors import BadInput
-from gptjax.storage import is_address
+from gptjax.storage import is_address, naming
 
 FORMAT = 1
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -232,7 +232,7 @@ def build_store(corpus: str, tokenizer_spec: str, directory: str | Path, progres
     texts = (b"".join(pair_of(d)) if is_pairs(corpus) else d for d, split in documents(corpus) if split == "train")
     tokenizer = make_tokenizer(tokenizer_spec, texts)
     next(documents(corpus))  # so that a bad corpus is refused before anything is written
-    with _exclusive(directory.with_name(f".{directory.name}.partial")) as partial:
+    with naming(directory), _exclusive(directory.with_name(f".{directory.name}.partial")) as partial:
         if store := _find_store(corpus, tokenizer_spec, directory):  # another process built it while we waited
             return store
         dropped: Counter[str] = Counter()

@@ -90,8 +90,10 @@ def forecaster(law: Json, force: bool = False, name: str = "law") -> Forecaster:
     if law["approaches"].get("isoflop", {}).get("status") == "ok":
         source, best = "isoflop", law["approaches"]["isoflop"]
     enough = max(MIN_DRAWS, law["settings"]["bootstrap"] / 2)  # fewer draws that gave a law are no sample of its doubt
-    n_draws, d_draws = (np.array(best["draws"][letter]).reshape(-1, 2) for letter in "ND")
-    theta = np.array(fitted["theta_draws"]).reshape(-1, 5)
+    n_draws, d_draws = (np.array(best["draws"][letter], float).reshape(-1, 2) for letter in "ND")
+    if len(n_draws) != len(d_draws):
+        raise ValueError("a draw has an N* or a D* and not both")
+    theta = np.array(fitted["theta_draws"], float).reshape(-1, 5)
     return Forecaster(
         name=name,
         law=ChinchillaLaw(*(fitted[name] for name in ("A", "B", "E", "alpha", "beta"))),
@@ -149,7 +151,13 @@ def predict(
     else:
         ((name, value),) = given.items()
         n_law, d_law = f.optimum
-        n, d, c = _along((n_law.coef, n_law.exponent), (d_law.coef, d_law.exponent), name, value)
+        try:
+            n, d, c = _along((n_law.coef, n_law.exponent), (d_law.coef, d_law.exponent), name, value)
+        except (OverflowError, ZeroDivisionError):
+            raise NoForecast(
+                f"{f.name} has N* as C^{n_law.exponent:g} and D* as C^{d_law.exponent:g}, and no finite run of {name} "
+                f"{value:g}; fit more rows"
+            ) from None
         n_draws, d_draws = map(_columns, f.optimum_draws)
         drawn = dict(zip(("params", "tokens", "flops"), _along(n_draws, d_draws, name, value), strict=True))
     repeated = unique_tokens if exact else None

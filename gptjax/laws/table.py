@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -389,7 +390,8 @@ def _likely_unit(ratio: float, sign: int) -> tuple[str, int]:
     That is about what Hoffmann et al. 2022 found best.
     """
     units = (("billions", 9), ("millions", 6), ("thousands", 3))
-    return min(units, key=lambda unit: abs(math.log10(ratio / 20) + sign * unit[1]))
+    power = math.log10(max(ratio, sys.float_info.min) / 20)
+    return min(units, key=lambda unit: abs(power + sign * unit[1]))
 
 
 def _refuse_perplexities(path: Path, runs: Runs) -> None:

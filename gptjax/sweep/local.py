@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from gptjax.errors import BadInput
+from gptjax.errors import BadInput, ending
 from gptjax.hosts import PREEMPTED, agree, several
 from gptjax.sharding import Layout, make_mesh
 from gptjax.sweep.execute import POLL_SECONDS, begin, interrupted_gently, pending, work
@@ -86,6 +86,7 @@ def _worker(plan: Plan, directory: Path, cores: list[int]) -> None:
     threading.Thread(target=follow, daemon=True).start()
     try:
         work(plan, directory)
-    except BadInput as error:
-        print(f"gptjax: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (BadInput, OSError) as error:
+        code, line = ending(error) or (1, str(error))
+        print(f"gptjax: {line}", file=sys.stderr)
+        sys.exit(code)

@@ -31,7 +31,7 @@ from gptjax import hosts
 from gptjax.config import SaveConfig
 from gptjax.errors import BadInput
 from gptjax.files import read_json, write_json
-from gptjax.storage import absolute, all_names, is_remote, names, remove, url_of
+from gptjax.storage import absolute, all_names, is_remote, names, reason, remove, url_of
 
 CHUNK = 8 * 2**20  # bytes: the least that is read of an array
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder until Orbax has written all of it
@@ -269,13 +269,10 @@ def _chunks(domain: ts.IndexDomain, chunk: tuple[int, ...]) -> Iterator[tuple[sl
     return itertools.product(*cuts)
 
 
-def reason(error: BaseException) -> str:
-    """Say why in a line: what the system said where TensorStore or Python quotes it."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
-    line = next(iter(str(error).splitlines()), type(error).__name__)
-    quoted = re.search(r"([^:]+) \[os_error_code=", line)
-    return quoted[1].strip() if quoted else line
+def _silent_about_closed_loops(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    """Report an error as Python does, but not what TensorStore says of each array of a save that Orbax has given up."""
+    if "Event loop is closed" not in str(error):
+        sys.__excepthook__(kind, error, trace)
 
 
 def _is_of_storage(error: BaseException) -> bool:
@@ -302,6 +299,7 @@ class Checkpoints:
     def __init__(self, directory: Path, save: SaveConfig, still_ours: Callable[[], None] = lambda: None) -> None:
         self.directory, self.config, self.still_ours = absolute(directory), save, still_ours
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # a failed save is a line of ours, not pages of Orbax's
+        sys.excepthook = _silent_about_closed_loops
         hosts.agree(self._make_ready)
         self.newest = newest_intact(self.directory, self._discard)
         hosts.agree(self._retain)

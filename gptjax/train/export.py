@@ -25,7 +25,8 @@ from gptjax.files import write_json
 from gptjax.models.gpt import GPTConfig
 from gptjax.params import nested
 from gptjax.question import fingerprint
-from gptjax.train.checkpoint import CHUNK, Unreadable, chunk_of, copy, for_orbax, in_flight, reason, seal
+from gptjax.storage import reason
+from gptjax.train.checkpoint import CHUNK, Unreadable, chunk_of, copy, for_orbax, in_flight, seal
 from gptjax.train.weights import MARK, SavedModel
 
 
