@@ -248,7 +248,7 @@ def content(path: Path, folder: Path) -> dict[str, Any]:
     if path.suffix == ".json":
         return {name: timeless(json.loads(path.read_bytes()))}
     if path.suffix == ".jsonl":
-        return {name: [timeless(json.loads(line)) for line in path.read_text().splitlines()]}
+        return {name: curve([timeless(json.loads(line)) for line in path.read_text().splitlines()])}
     if path.suffix == ".csv":
         return {name: [timeless(row) for row in csv.DictReader(path.read_text().splitlines())]}
     if path.suffix == ".parquet":
@@ -258,6 +258,22 @@ def content(path: Path, folder: Path) -> dict[str, Any]:
     if path.suffix == ".html":
         return {name: "a page"}  # it says how long the sweep took
     return {name: hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def curve(lines: list[dict[str, Any]]) -> list[Any]:
+    """Return evaluations, and the sum of all losses so far at every tenth step.
+
+    A run that is told to stop writes one line more, of the steps since the line before; sums do not change by that.
+    """
+    found: list[Any] = [line for line in lines if "train/loss" not in line]
+    trained = [line for line in lines if "train/loss" in line]
+    begins = [2 * trained[0]["step"] - trained[1]["step"] if len(trained) > 1 else 0]  # a branch's first line is whole
+    total = 0.0
+    for before, line in zip([*begins, *(line["step"] for line in trained)], trained, strict=False):
+        total += line["train/loss"] * (line["step"] - before)
+        if line["step"] % 10 == 0:
+            found.append([line["step"], line["tokens"], round(total, 6)])
+    return found
 
 
 def timeless(value: Any) -> Any:
@@ -519,7 +535,7 @@ def devices(c: Campaign) -> None:
                     wrong.append(f"{name}: ends with {ended.code}: {ended.said.strip()[-300:]}")
             result = json.loads((out / "run" / "result.json").read_bytes())
             lines = [json.loads(line) for line in (out / "run" / "metrics.jsonl").read_text().splitlines()]
-            curves[name] = [line["train/loss"] for line in lines if "train/loss" in line], result["loss"]
+            curves[name] = [point[2] for point in curve(lines) if isinstance(point, list)], result["loss"]
     if curves["8 again"] != curves["8"]:
         wrong.append("8, 8, 8 devices give other bits than 8")
     (quiet, last), (moved, end) = curves["1"], curves["8, 1, 4"]

@@ -73,10 +73,10 @@ def plain_export(run: Path, array: int, arrays: int) -> None:
 
 
 def our_export(run: Path, array: int, arrays: int) -> None:
+    from gptjax.train.checkpoint import open_arrays
     from gptjax.train.export import stored, write_params
-    from gptjax.train.weights import saved_model
 
-    write_params(stored(saved_model(run, 0).arrays, "bfloat16"), run / "our_export")
+    write_params(stored(open_arrays(run / "checkpoints" / "0" / "default"), "bfloat16"), run / "our_export")
 
 
 def measure(work: Callable, run: Path, array: int, arrays: int, out: multiprocessing.Queue) -> None:

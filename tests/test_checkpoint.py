@@ -323,9 +323,8 @@ MEASURE = """
 import sys
 from pathlib import Path
 import jax, numpy as np
-from gptjax.train.checkpoint import restore
+from gptjax.train.checkpoint import open_arrays, restore
 from gptjax.train.export import stored, write_params
-from gptjax.train.weights import saved_model
 
 way, run = sys.argv[1], Path(sys.argv[2])
 one = jax.sharding.SingleDeviceSharding(jax.device_put(0.0).devices().pop())
@@ -337,7 +336,8 @@ before = memory("VmRSS")
 if way == "restore":
     held = jax.block_until_ready(restore(run / "checkpoints", 1, abstract))
 else:
-    write_params(stored(saved_model(run, 1).arrays, "bfloat16"), run / "out")
+    arrays = open_arrays(run / "checkpoints" / "1" / "default")
+    write_params(stored(arrays, "bfloat16"), run / "out")
 print(memory("VmHWM") - before)
 """
 

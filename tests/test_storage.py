@@ -303,6 +303,16 @@ def test_a_full_disk_leaves_nothing_beside_a_file_and_names_it(tmp_path, monkeyp
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("old", "old")]
 
 
+def test_a_lease_that_cannot_be_given_back_hides_no_other_error(tmp_path, monkeypatch):
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with pytest.raises(OSError, match="checkpoint"), leases.hold(tmp_path / "lease") as lease:
+        assert lease
+        monkeypatch.setattr(storage, "write", full)
+        raise OSError("the checkpoint was not saved")
+
+
 KEYS = st.sampled_from(["run", "status", "loss", "reason", "step", "model"]) | st.text(max_size=3)
 ATOMS = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
 ANYTHING = st.recursive(ATOMS, lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner))

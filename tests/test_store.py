@@ -346,3 +346,16 @@ def test_any_damage_to_a_manifest_is_told_in_a_line(copy, built, data):
         open_store(copy)
     except BadInput as error:
         assert "\n" not in str(error)
+
+
+def test_a_full_disk_ends_a_build_in_a_line_and_leaves_nothing(tmp_path):
+    corpus = "markov:documents=200,length=600"
+    tokens = build_store(corpus, "bytes", tmp_path / "whole", progress=False).manifest.splits["train"].tokens
+    for room in (1_000, 2 * tokens):  # bytes of a file: tokens that wait for their shard have none; the shard has none
+        full = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({room},) * 2)"
+        run = f"from gptjax.cli import main; main(['data', '{corpus}', '--tokenizer', 'bytes', '--out', 'out'])"
+        given = [sys.executable, "-c", f"{full}; {run}"]
+        ran = subprocess.run(given, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        said = f"gptjax: {tmp_path / 'out'}: File too large; make room"
+        assert ran.returncode == 1 and ran.stderr.startswith(said) and ran.stderr.count("\n") == 1, ran.stderr
+        assert {path.name for path in tmp_path.iterdir()} == {"whole"}

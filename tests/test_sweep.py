@@ -414,6 +414,18 @@ def test_a_branch_whose_checkpoint_is_damaged_has_its_trunk_trained_anew(sweep, 
     assert losses(tmp_path) == first
 
 
+def test_what_a_worker_cannot_write_is_told_in_a_line(sweep, tmp_path, capfd):
+    plan = make_plan(replace(sweep, sizes=(4, 6), budgets=BUDGETS[:1]))
+    (tmp_path / "runs").mkdir()
+    for run in plan.runs:
+        (tmp_path / "runs" / run.name).write_text("where its directory is to be")
+    with pytest.raises(SystemExit) as stop:
+        execute(plan, tmp_path, workers=2)
+    said = capfd.readouterr().err
+    assert stop.value.code == 2 and "Traceback" not in said
+    assert all(line.startswith("gptjax: ") and "runs" in line for line in said.splitlines()), said
+
+
 def test_a_failed_trunk_fails_its_branches_and_stays_out_of_the_fit(sweep, tmp_path):
     wild = replace(
         sweep, sizes=(4,), lr=always(1e9), base=replace(sweep.base, optim=replace(sweep.base.optim, clip=0.0))

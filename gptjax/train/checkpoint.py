@@ -36,6 +36,7 @@ from gptjax.storage import absolute, all_names, is_remote, names, reason, remove
 CHUNK = 8 * 2**20  # bytes: the least that is read of an array
 UNFINISHED = ".orbax-checkpoint-tmp"  # in the name of a folder until Orbax has written all of it
 ASIDE = ".unreadable"  # ends the name of a step that could not be taken
+SAVE_SECONDS = 10**9  # that a save may take: Orbax counts them by a clock that somebody may set, by years even
 
 
 class Unreadable(Exception):
@@ -303,7 +304,8 @@ class Checkpoints:
         hosts.agree(self._make_ready)
         self.newest = newest_intact(self.directory, self._discard)
         hosts.agree(self._retain)
-        self.manager = ocp.CheckpointManager(for_orbax(self.directory))  # it keeps all; `_retain` deletes
+        patient = ocp.CheckpointManagerOptions(async_options=ocp.AsyncOptions(timeout_secs=SAVE_SECONDS))
+        self.manager = ocp.CheckpointManager(for_orbax(self.directory), options=patient)  # keeps all; `_retain` deletes
         self.thread = ThreadPoolExecutor(1)
         self.finish: Callable[[], None] | None = None
 
