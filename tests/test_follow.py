@@ -201,3 +201,23 @@ def test_ctrl_c_says_what_is_kept_and_leaves_no_process(cache, tmp_path, workers
         time.sleep(0.1)
     else:
         raise AssertionError("a worker is left")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("metrics.jsonl", '{"step": 5, "train/loss": 3.0, "perf/tokens_per_second": 0.0}\n'),
+        ("metrics.jsonl", '{"step": "5", "train/loss": 3.0}\n'),
+        ("metrics.jsonl", '{"step": 5, "train/loss": \n'),
+        ("result.json", '{"status": "done"}'),
+        ("result.json", "[]"),
+    ],
+)
+def test_status_of_a_damaged_run_names_the_file(sweep, tmp_path, file, content):
+    run = make_plan(sweep).runs[0]
+    trained(tmp_path, run, 10)
+    folder = tmp_path / "runs" / run.name
+    (folder / file).write_text(content)
+    with pytest.raises(BadInput, match=re.escape(str(folder / file))) as error:
+        status(folder)
+    assert "\n" not in str(error.value)

@@ -4,7 +4,6 @@ On a terminal a running sweep shows a line for the whole and one for each run in
 for each run that ends, and nothing else.
 """
 
-import json
 import os
 import sys
 import threading
@@ -18,12 +17,13 @@ from typing import Any
 from tqdm import tqdm
 
 from gptjax import hosts, leases
-from gptjax.config import RunConfig, load_config
+from gptjax.config import RunConfig, from_file, load_config
 from gptjax.errors import BadInput
-from gptjax.files import read_json
+from gptjax.files import parse_json
 from gptjax.storage import is_remote
 from gptjax.sweep.ledger import Ledger, Row
 from gptjax.sweep.plan import Plan, PlannedRun
+from gptjax.train.result import Result
 
 LOOK_SECONDS = 1.0
 SPARE = 50  # looks take at most one part in so many of the time
@@ -114,8 +114,8 @@ def progress(directory: Path, config: RunConfig) -> Progress:
     line = _latest(directory / "metrics.jsonl")
     if line is None:
         return Progress(config.first_step)
-    left = (config.steps - line["step"]) * config.tokens_per_step / line["perf/tokens_per_second"]
-    return Progress(line["step"], line["train/loss"], left)
+    step, loss, rate = line
+    return Progress(step, loss, (config.steps - step) * config.tokens_per_step / rate)
 
 
 def _folders(directory: Path) -> list[str]:
@@ -126,15 +126,21 @@ def _folders(directory: Path) -> list[str]:
         return []
 
 
-def _latest(path: Path) -> dict[str, Any] | None:
-    """Return the last whole line of a metrics file that has a training loss, None if there is none yet."""
+def _latest(path: Path) -> tuple[int, float, float] | None:
+    """Return step, loss and tokens a second of the last whole line about training, None if there is none yet."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
             lines = file.read().split(b"\n")[:-1]
     except FileNotFoundError:
         return None
-    return next((json.loads(line) for line in reversed(lines) if b'"train/loss"' in line and line[:1] == b"{"), None)
+    for line in reversed(lines):
+        if b'"train/loss"' in line and line[:1] == b"{":
+            match parse_json(line, path):
+                case {"step": int(step), "train/loss": float(loss), "perf/tokens_per_second": float(rate)} if rate > 0:
+                    return step, loss, rate
+            raise BadInput(f"{path} ends in a line that holds no metrics of a step; take that line out")
+    return None
 
 
 def duration(seconds: float) -> str:
@@ -199,10 +205,10 @@ def _state(run: PlannedRun, seen: Look) -> tuple[str, str]:
 def _status_of_run(directory: Path) -> str:
     config = load_config(directory / "config.json")
     if (directory / "result.json").is_file():
-        result = read_json(directory / "result.json")
-        if result["status"] == "done":
-            return f"done, loss {result['loss']:.4f} in {result['seconds']:.0f} s"
-        return f"failed: {result['reason']}"
+        result = from_file(Result, directory / "result.json")
+        if result.loss is not None:
+            return f"done, loss {result.loss:.4f} in {result.seconds:.0f} s"
+        return f"failed: {result.reason}"
     at = progress(directory, config)
     where = f"step {at.step} of {config.steps}"
     if leases.is_held(directory / "lease"):
@@ -238,8 +244,8 @@ def _follow(plan: Plan, directory: Path, before: Look, view: "Bars | Lines", ove
             begun = time.monotonic()
             try:
                 seen = look(plan, ledger, directory)
-            except OSError:
-                continue  # the storage is away for a moment: whoever trains is told
+            except (OSError, BadInput):
+                continue  # the storage is away for a moment, or a file is damaged: whoever trains is told
             done = seen.done - before.done
             prior = PRIOR * seen.total
             speed = (done + prior) / (begun - began + prior / max(1, len(seen.running)))
