@@ -64,6 +64,17 @@ def test_the_first_sound_approach_is_quoted_and_the_better_ones_said_to_have_fai
     assert "every approach refused." in every["law"]
 
 
+def test_isoflop_minima_at_few_of_the_budgets_make_room_for_a_more_certain_fit(law):
+    few = deepcopy(law)
+    isoflop, parametric = (few["approaches"][name] for name in ("isoflop", "parametric"))
+    isoflop["budgets"] += [{**isoflop["budgets"][0], "N": None}] * (len(isoflop["budgets"]) + 1)
+    isoflop["a_interval"] = [parametric["a_interval"][0] - 0.1, parametric["a_interval"][1] + 0.1]
+    said = quote(few)
+    assert "from the parametric fit" in said["law"] and "uses 4 of 9 budgets and has the wider interval" in said["why"]
+    isoflop["a_interval"] = [parametric["a"] - 1e-4, parametric["a"] + 1e-4]
+    assert "isoFLOP minima" in quote(few)["law"]
+
+
 def test_approaches_that_agree_speak_for_it_and_others_against(law):
     a = law["approaches"]["isoflop"]["a"]
     agreeing = quote(changed(law, parametric={"a": a}))

@@ -1,7 +1,8 @@
 """Say what to quote of a law: a few plain sentences out of law.json, as one would put them in a paper.
 
-The first approach in NAMES that gave a law is quoted. What agrees with it is said as a reason for it, and what does not
-agree is said against it.
+The first approach in NAMES that gave a law is quoted, but an isoFLOP fit to a minority of the budgets makes room for a
+parametric one that is more certain. What agrees with the quoted one is said as a reason for it, and what does not agree
+is said against it.
 """
 
 from collections.abc import Iterator
@@ -25,13 +26,22 @@ def quote(law: Json, forecast: Json | None = None) -> dict[str, str]:
 
     `law` is the object of `fit_all`; `forecast` is what `read_forecast` gives: a registered prediction with its score.
     """
-    quoted = next((name for name in NAMES if law["approaches"].get(name, {}).get("status") == "ok"), None)
-    if quoted:
+    if quoted := _quoted(law):
         pro, contra = _evidence(law, quoted, forecast or {})
         said = {"law": _law_words(law, quoted), "why": _why_words(law, quoted, pro), "against": _against_words(contra)}
     else:
         said = _no_law_words(law)
     return said | ({"rates": _rate_words(law["hyper"]["lr"])} if "hyper" in law else {})
+
+
+def _quoted(law: Json) -> str | None:
+    sound = [name for name in NAMES if law["approaches"].get(name, {}).get("status") == "ok"]
+    if {"isoflop", "parametric"} <= set(sound):
+        isoflop, parametric = (law["approaches"][name] for name in ("isoflop", "parametric"))
+        widths = [ends[1] - ends[0] if (ends := fit["a_interval"]) else np.inf for fit in (isoflop, parametric)]
+        if 2 * _budgets(isoflop) < len(isoflop["budgets"]) and widths[1] < widths[0]:
+            return "parametric"
+    return sound[0] if sound else None
 
 
 def read_forecast(directory: Path) -> Json:
@@ -235,8 +245,10 @@ def _rate_words(lr: Json) -> str:
 
 
 def _verdict(law: Json, name: str) -> str:
-    """Say how an approach ended that gave no finding, with its first reason."""
+    """Say how an approach ended that is not quoted, with its first reason."""
     fit = law["approaches"][name]
+    if fit["status"] == "ok":
+        return f"uses {_budgets(fit)} of {len(fit['budgets'])} budgets and has the wider interval"
     ended = "was refused" if fit["status"] == "refused" else f"is {fit['status']}"
     return f"{ended} ({fit['reasons'][0]})" if fit["reasons"] else ended
 
