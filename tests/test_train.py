@@ -240,6 +240,7 @@ from gptjax.cli import main
 from gptjax.train import loop
 from gptjax.train.checkpoint import Checkpoints
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell may ignore it
 save, pid = Checkpoints.save, os.getpid()
 def save_and_signal(self, step, *values):
     save(self, step, *values)
