@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gptjax.errors import BadInput
 from gptjax.laws.forms import HOFFMANN_2022, ChinchillaLaw
-from gptjax.laws.isoflop import isoflop, refit_noise
+from gptjax.laws.isoflop import _distinct, isoflop, refit_noise
 from gptjax.laws.table import Runs
 
 PLANTED = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)
@@ -189,3 +191,11 @@ def test_what_the_parabola_cannot_see_is_bad_input():
             isoflop(ladder(), window=window)
     with pytest.raises(BadInput, match="'cubic' is not known; use parabola or akima"):
         isoflop(ladder(), interp="cubic")
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.floats(0, 0.3)), min_size=1, max_size=40))
+def test_different_sizes_in_windows_are_counted_as_one_counts_them(rows):
+    values = np.array([size for size, _ in rows], float)
+    at = np.sort([c for _, c in rows])
+    ends = np.searchsorted(at, at + 0.1, side="right")
+    assert [len(set(values[i:end])) for i, end in enumerate(ends)] == _distinct(values, ends).tolist()

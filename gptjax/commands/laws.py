@@ -22,7 +22,12 @@ def add(verb: Verb) -> None:
     report = verb("report", run_report, "fit, draw and write report.html anew")
     report.add_argument("dir", type=directory)
     report.add_argument("--title", default="", metavar="TEXT", help="title of the page (default: the sweep's)")
-    report.add_argument("--coverage", type=int, default=100, metavar="N", help="sweeps simulated to test the intervals")
+    report.add_argument(
+        "--coverage",
+        type=int,
+        metavar="N",
+        help="sweeps simulated to test the intervals (default: 100, fewer the larger the table, none above 250 rows)",
+    )
     with_choices(report)
 
     predict = verb("predict", run_predict, "predict the best run of a budget, size, token count or loss")
@@ -78,7 +83,7 @@ def with_choices(sub: argparse.ArgumentParser) -> None:
 def choices_of(args: argparse.Namespace) -> Any:
     from gptjax.laws.fit import Choices
 
-    if args.coverage < 0:
+    if args.coverage is not None and args.coverage < 0:
         raise BadInput(f"--coverage {args.coverage} counts sweeps; give 0 or more")
 
     return Choices(**{field.name: getattr(args, field.name) for field in fields(Choices)})

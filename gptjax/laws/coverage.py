@@ -20,6 +20,14 @@ from gptjax.laws.uncertainty import bootstrap, judged, noise_of_one
 
 Json = dict[str, Any]
 DRAWS = 200
+MOST_SWEEPS, FEWEST_SWEEPS = 100, 20
+MOST_ROWS = 5_000  # that a report simulates in all, some seconds of work
+
+
+def affordable(rows: int) -> int:
+    """Return how many sweeps of so many rows a report simulates; none where so few would say nothing."""
+    sweeps = min(MOST_SWEEPS, MOST_ROWS // max(1, rows))
+    return sweeps if sweeps >= FEWEST_SWEEPS else 0
 
 
 def coverage(

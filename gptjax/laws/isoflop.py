@@ -197,14 +197,31 @@ def _crowds(rows: Ints, log_c: Floats, params: Floats) -> list[Ints]:
     crowds, left = [], rows
     while len(left):
         ends = np.searchsorted(log_c[left], log_c[left] + CROWD_WIDTH, side="right")
-        windows = [left[first:end] for first, end in enumerate(ends)]
-        fullest = max(windows, key=lambda window: len(np.unique(params[window])))
-        if len(np.unique(params[fullest])) < CROWD_SIZES:
+        sizes = _distinct(params[left], ends)
+        first = int(sizes.argmax())
+        if sizes[first] < CROWD_SIZES:
             break
+        fullest = left[first : ends[first]]
         crowds.append(fullest)
         left = np.setdiff1d(left, fullest, assume_unique=True)
         left = left[np.argsort(log_c[left], kind="stable")]
     return [*crowds, left] if len(left) else crowds
+
+
+def _distinct(values: Floats, ends: Ints) -> Ints:
+    """Count the different values among values[i : ends[i]] for each i, where `ends` do not fall.
+
+    A value is counted at its first place in a window: place j is one for all i from after the place before it that has
+    the same value, or from the first window that reaches j, up to j.
+    """
+    place = np.arange(len(values))
+    order = np.argsort(values, kind="stable")
+    same = values[order[1:]] == values[order[:-1]]
+    before = np.full(len(values), -1)
+    before[order[1:][same]] = order[:-1][same]
+    begin = np.maximum(before + 1, np.searchsorted(ends, place, side="right"))
+    n = len(values) + 1
+    return np.cumsum(np.bincount(begin, minlength=n) - np.bincount(place + 1, minlength=n))[:-1]
 
 
 @dataclass(frozen=True)

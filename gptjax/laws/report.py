@@ -14,6 +14,7 @@ from gptjax.errors import BadInput
 from gptjax.files import read_json, write_file, write_json
 from gptjax.laws import plot, plot_doubt
 from gptjax.laws.analysis import fit_all
+from gptjax.laws.coverage import affordable
 from gptjax.laws.envelope import LATE
 from gptjax.laws.fit import Choices
 from gptjax.laws.methods import methods, say_resampling
@@ -32,7 +33,7 @@ LEADING = (
 CURVES = 300  # drawn of each figure; lines beyond cannot be told apart
 TITLE = "A scaling law"
 
-SWEEPS, NOMINAL = 100, 0.95  # simulated to count the coverage of the intervals
+NOMINAL = 0.95  # share of simulated sweeps in which an interval should hold the truth
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,15 @@ class _Plate:
 def write_report(
     directory: Path,
     choices: Choices | None = None,
-    sweeps: int = SWEEPS,
+    sweeps: int | None = None,
     done: Callable[[], Any] = lambda: None,
     title: str = "",
 ) -> Path:
     """Fit the law of directory/runs.csv and write law.json, report.html and its figures; give the page's path.
 
     Each figure stands in figures/ as SVG, PDF and PNG, with the numbers it draws as CSV. The coverage of the intervals
-    is counted on so many simulated `sweeps`; `done` is called after each. Without a `title`,
-    that of facts.json is used.
+    is counted on so many simulated `sweeps`, by default as many as `affordable` says; `done` is called after each.
+    Without a `title`, that of facts.json is used.
 
     Also shows, where they stand beside it: curves.csv (run, params, tokens, flops, loss), facts.json (title,
     not_run and any flat facts), prediction.json and prediction_score.json. The envelope goes through the curves only
@@ -67,8 +68,9 @@ def write_report(
     curves = read_curves(directory / "curves.csv") if (directory / "curves.csv").exists() else []
     if choices.unfinished and not curves:
         raise BadInput(f"{directory} has no curves.csv, whose unfinished runs are to count; add it or leave them out")
-    law = fit_all(runs, choices, curves=curves if choices.unfinished else None, sweeps=sweeps, done=done)
     rows = choices.rows(runs)
+    sweeps = affordable(len(rows)) if sweeps is None else sweeps
+    law = fit_all(runs, choices, curves=curves if choices.unfinished else None, sweeps=sweeps, done=done)
     curves = _counted(curves, rows)
     facts, record = _optional(directory / "facts.json"), _optional(directory / "prediction.json")
     score = _optional(directory / "prediction_score.json").get("score")

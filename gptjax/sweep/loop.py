@@ -25,8 +25,9 @@ from gptjax.errors import BadInput
 from gptjax.files import read_json, write_file, write_json
 from gptjax.hosts import agree, is_first
 from gptjax.laws.analysis import fit_all
+from gptjax.laws.coverage import affordable
 from gptjax.laws.predict import NoForecast, forecaster, predict, register, score
-from gptjax.laws.report import SWEEPS, write_report
+from gptjax.laws.report import write_report
 from gptjax.laws.table import Floats, read_runs
 from gptjax.sweep.execute import Executor
 from gptjax.sweep.ledger import Ledger, Row
@@ -106,7 +107,8 @@ def publish(sweep: SweepConfig, plan: Plan, directory: Path, began: float) -> No
         print(f"gptjax: {times} times over; a law of fresh data needs more of it", file=sys.stderr)
     manifests = [store.manifest for store in open_stores(sweep.base.data)]
     write_facts(sweep, plan, directory, manifests, time.perf_counter() - began)
-    with tqdm(total=SWEEPS, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
+    total = affordable(sum(run.role == "cell" for run in plan.runs))
+    with tqdm(total=total, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
         write_report(directory, done=bar.update)
     print("\n".join(read_json(directory / "law.json")["quote"].values()))
 
