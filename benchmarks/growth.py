@@ -50,7 +50,7 @@ from gptjax.train.optim import OptimConfig
 from gptjax.train.result import Result
 
 MODEL = GPTConfig(vocab_size=512, context=128, d_model=128, n_layers=4, n_heads=4, bias=False, scan=False)
-CELLS = (100, 400, 1600)
+CELLS = (100, 1_000, 12_000)
 WIDTHS, CONTEXTS, DEVICES = (32, 64, 128, 256, 512), (64, 128, 256, 512, 1024, 2048), (1, 2, 4, 8)
 TOKENS, STEPS, TURNS = 4096, 2, 5  # a step, a call, and calls
 RUN_STEPS, LINES = 4000, 40
