@@ -139,7 +139,8 @@ class ChinchillaLaw(Law):
 
     def loss(self, params: ArrayLike, tokens: ArrayLike) -> Floats:
         n, d = np.asarray(params, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
-        return self.E + self.A * n**-self.alpha + self.B * d**-self.beta
+        with np.errstate(over="ignore"):  # of a law that rises with size or tokens, which no fit calls ok
+            return self.E + self.A * n**-self.alpha + self.B * d**-self.beta
 
     def tokens_to_reach(self, loss: float, params: float) -> float:
         left = loss - self.E - self.A * params**-self.alpha
