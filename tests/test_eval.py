@@ -110,7 +110,8 @@ def test_where_logits_are_large_they_are_made_in_parts(params, requests, monkeyp
     monkeypatch.setitem(loss.LOGITS_BYTES, "cpu", 1 << 12)
     config = replace(GPT2, init_std=0.31)  # traced anew; the weights are given
     parts = []
-    monkeypatch.setattr(scoring, "head_parts", lambda shape: parts.append(loss.head_parts(shape)) or parts[-1])
+    counted = loss.head_parts
+    monkeypatch.setattr(loss, "head_parts", lambda shape: parts.append(counted(shape)) or parts[-1])
     found = score(params, config, requests, ALONE)
     assert min(parts) > 1
     np.testing.assert_allclose(found.log_p, whole.log_p, rtol=1e-5)

@@ -14,6 +14,7 @@ from gptjax.models.gpt import GPTConfig, gpt
 from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh, use
 from gptjax.train import loss
 from gptjax.train.loss import head_parts, summed_loss
+from gptjax.train.step import eval_step
 
 TIED = GPTConfig(vocab_size=250, context=24, d_model=16, n_layers=1, n_heads=2, vocab_multiple=16, init_std=0.5)
 CASES = {
@@ -100,6 +101,44 @@ def test_devices_exchange_the_head_as_often_for_six_parts_as_for_two(mesh, monke
 
     often = exchanged(6)
     assert often == exchanged(2) and all(runs == 1 for _, runs in often)
+
+
+def evaluated(config: GPTConfig, limit: float, monkeypatch, layout: Layout | None = None):
+    """Evaluate a batch with so many bytes of logits at once; return the nats of its sequences, and the program."""
+    monkeypatch.setitem(loss.LOGITS_BYTES, "cpu", limit)
+    model, batches = gpt(config), jax.tree.map(lambda a: a[None], batch_of(config))
+    params = jax.jit(model.init)(jax.random.key(0))
+    placed = params if layout is None else jax.device_put(params, layout.params(model.axes, params))
+
+    def nats(params):
+        if layout is None:
+            return eval_step(params, batches, apply=model.apply)
+        with use(layout):
+            return eval_step(params, batches, apply=model.apply)
+
+    compiled = jax.jit(nats).lower(placed).compile()
+    return compiled(placed), compiled
+
+
+@pytest.mark.parametrize("config", [TIED, CASES["head of its own"]], ids=["tied", "head of its own"])
+@pytest.mark.parametrize("mesh", [None, MeshConfig(data=2, fsdp=2, tensor=2)], ids=["one device", "eight"])
+def test_an_evaluation_in_parts_is_the_evaluation(config, mesh, monkeypatch):
+    whole, _ = evaluated(config, 1e9, monkeypatch)
+    layout = Layout(make_mesh(mesh), Rules()) if mesh else None
+    in_parts, program = evaluated(config, 4 * 256 * 3, monkeypatch, layout)
+    assert "while" in program.as_text()
+    np.testing.assert_allclose(in_parts, whole, rtol=1e-5)
+
+
+def test_an_evaluation_gathers_the_head_once_and_holds_a_part_of_the_logits(monkeypatch):
+    layout = Layout(make_mesh(MeshConfig(data=1, fsdp=4), jax.devices()[:4]), Rules())
+    _, program = evaluated(TIED, 4 * 256 * 4, monkeypatch, layout)  # six parts
+    listed, _ = collectives(program.as_text(), 4)
+    assert all(c.runs == 1 for c in listed if c.bytes >= 2 * TIED.padded_vocab * TIED.d_model)
+    wide = replace(TIED, vocab_size=4096, context=64)
+    whole, parts = (evaluated(wide, limit, monkeypatch)[1].memory_analysis() for limit in (1e9, 4 * 4 * 4096 * 4))
+    logits = 4 * 4 * 64 * 4096
+    assert parts.temp_size_in_bytes < 0.3 * logits < logits < whole.temp_size_in_bytes
 
 
 def test_only_a_part_of_the_logits_is_held(monkeypatch):

@@ -18,7 +18,7 @@ from gptjax.errors import BadInput
 from gptjax.models.gpt import GPTConfig, gpt
 from gptjax.params import Params
 from gptjax.sharding import Layout, use
-from gptjax.train.loss import head_parts, token_nats
+from gptjax.train.loss import over_positions, token_nats
 
 BATCH_TOKENS = 1 << 13
 SHORTEST = 16  # tokens: sequences are padded to this length, to twice it, and so on
@@ -146,17 +146,11 @@ def _read(
     config: GPTConfig,
     layout: Layout,
 ) -> tuple[jax.Array, jax.Array]:
-    """Take the positions in parts where their logits are large, as the loss does."""
     model = gpt(config)
 
-    def read(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        logits_BTV = model.apply(params, part[0], method="logits")
-        return token_nats(logits_BTV, part[1])[0], jnp.argmax(logits_BTV, axis=-1) == part[1]
+    def read(logits_BTV: jax.Array, targets_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return token_nats(logits_BTV, targets_BT)[0], jnp.argmax(logits_BTV, axis=-1) == targets_BT
 
     with use(layout):
         x_BTD = model.apply(params, inputs_BT, segments_BT, method="hidden")
-        n = head_parts(jax.eval_shape(lambda x: model.apply(params, x, method="logits"), x_BTD).shape)
-        if n == 1:
-            return read((x_BTD, targets_BT))
-        cut = jax.tree.map(lambda a: a.reshape(a.shape[0], n, -1, *a.shape[2:]).swapaxes(0, 1), (x_BTD, targets_BT))
-        return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(targets_BT.shape), jax.lax.map(read, cut))
+        return over_positions(params, x_BTD, targets_BT, model.apply, read)

@@ -77,8 +77,27 @@ def summed_loss(params: Params, batch: Batch, apply: Apply, z_loss: float) -> Su
     n = head_parts(jax.eval_shape(lambda x: apply(params, x, method="logits"), x_BTD).shape)
     if n == 1:
         return read(params[name], rest, *read_by)
-    cut = jax.tree.map(lambda a: a.reshape(a.shape[0], n, -1, *a.shape[2:]).swapaxes(0, 1), read_by)
-    return _summed(read, AXES[name], params[name], rest, *cut)
+    return _summed(read, AXES[name], params[name], rest, *_cut(n, read_by))
+
+
+def over_positions(
+    params: Params, x_BTD: jax.Array, targets_BT: jax.Array, apply: Apply, read: Callable[[jax.Array, jax.Array], Any]
+) -> Any:
+    """Return a tree of (B, T) that `read` makes of logits (B, t, V) and targets (B, t), in the parts of the loss.
+
+    Its gradient would keep every part's logits: training takes `summed_loss`.
+    """
+    n = head_parts(jax.eval_shape(lambda x: apply(params, x, method="logits"), x_BTD).shape)
+    if n == 1:
+        return read(apply(params, x_BTD, method="logits"), targets_BT)
+    cut = _cut(n, (x_BTD, targets_BT))
+    found = jax.lax.map(lambda part: read(apply(params, part[0], method="logits"), part[1]), cut)
+    return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(targets_BT.shape), found)
+
+
+def _cut(n: int, arrays_BT: Any) -> Any:
+    """Cut positions in n parts: (B, T, ...) to (n, B, T / n, ...)."""
+    return jax.tree.map(lambda a: a.reshape(a.shape[0], n, -1, *a.shape[2:]).swapaxes(0, 1), arrays_BT)
 
 
 def head_parts(logits_BTV: tuple[int, ...]) -> int:

@@ -19,7 +19,7 @@ from gptjax.hosts import meet_when_compiled
 from gptjax.models.gpt import GPTConfig, gpt
 from gptjax.params import Params, divide, join
 from gptjax.sharding import Layout, use
-from gptjax.train.loss import Apply, summed_loss, token_nats
+from gptjax.train.loss import Apply, over_positions, summed_loss, token_nats
 from gptjax.train.optim import OptimConfig, make_optimizer
 from gptjax.train.state import TrainState, abstract_state, new_state
 from gptjax.train.tune import EVERYTHING, TuneConfig, tuned
@@ -76,7 +76,9 @@ def eval_step(params: Params, batches: Batch, *, apply: Apply) -> jax.Array:
     """Return the nats of each sequence of S stacked batches, (S, B)."""
 
     def one(batch: Batch) -> jax.Array:
-        nats_BT, _ = token_nats(apply(params, batch.inputs, batch.segments), batch.targets)
+        x_BTD = apply(params, batch.inputs, batch.segments, method="hidden")
+        targets_BT = jnp.asarray(batch.targets)
+        nats_BT = over_positions(params, x_BTD, targets_BT, apply, lambda *part: token_nats(*part)[0])
         return jnp.sum(nats_BT * batch.weights, axis=-1)
 
     return jax.lax.map(one, batches)
