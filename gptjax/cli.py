@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +27,7 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> argparse.ArgumentParser:
     top = Parser("gptjax", description="A scaling lab for GPTs: plan, train, fit and predict.")
+    top.add_argument("--version", action="version", version=f"gptjax {version('gptjax')}, jax {version('jax')}")
     verbs = top.add_subparsers(dest="verb", required=True, parser_class=Parser, metavar="VERB")
 
     def verb(name: str, run: Run, text: str) -> argparse.ArgumentParser:

@@ -10,9 +10,10 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from cattrs import AttributeValidationNote, IterableValidationNote
 from cattrs.errors import ClassValidationError, ForbiddenExtraKeysError, IterableValidationError
+from cattrs.gen import make_dict_structure_fn
 from cattrs.preconf.json import make_converter
 
-from gptjax.data.loader import DataConfig
+from gptjax.data.loader import DataConfig, Source
 from gptjax.errors import BadInput
 from gptjax.fields import check_values, in_words
 from gptjax.files import read_json
@@ -157,6 +158,10 @@ def _strict(kind: type) -> None:
 
 for _kind in (int, float, bool, str):
     _strict(_kind)
+_source = make_dict_structure_fn(Source, _converter, _cattrs_forbid_extra_keys=True)
+_converter.register_structure_hook(
+    Source, lambda value, kind: Source(value) if type(value) is str else _source(value, kind)
+)
 
 
 def to_json(config: Any) -> dict[str, Any]:
@@ -254,6 +259,11 @@ def _assign(config: Any, tree: dict[str, Any], path: str) -> Any:
     return replace(config, **changes)
 
 
+def _is_plain(kind: Any) -> bool:
+    """Say whether a type has no parts, so that its words say all that is wrong with a value."""
+    return kind in (int, float, bool, str) or get_origin(kind) is Literal
+
+
 def _in_json(kind: Any) -> bool:
     """Say whether JSON can express a type: functions, and sizes of any hashable kind, are Python's own."""
     own = (Callable, Hashable)
@@ -272,5 +282,5 @@ def _structure(kind: Any, value: Any, path: str) -> Any:
     try:
         return from_json(box, {"value": value}).value
     except BadInput as error:
-        reason = str(error).removeprefix("Value: value").removeprefix(": ")
-        raise BadInput(f"--set {path}={value}: {reason}; {path} is {in_words(kind)}") from None
+        reason = "" if _is_plain(kind) else str(error).removeprefix("Value: value").removeprefix(": ") + "; "
+        raise BadInput(f"--set {path}={value}: {reason}{path} must be {in_words(kind)}") from None

@@ -11,7 +11,7 @@ def ending(error: BaseException) -> tuple[int, str] | None:
         return 2, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 130, str(error)
-    if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
+    if isinstance(error, (FileNotFoundError, FileExistsError, PermissionError, NotADirectoryError, IsADirectoryError)):
         return 2, f"{error.filename}: {error.strerror}; check the path and its permissions"
     if isinstance(error, OSError):  # a full disk, storage that is away: nothing that was given is wrong
         said = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)

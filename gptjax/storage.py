@@ -5,16 +5,17 @@ append nor rename. It is written through TensorStore, whose conditional writes e
 """
 
 import errno
+import fcntl
 import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, cast
+from typing import Any, TextIO, cast
 
 from gptjax.errors import BadInput
 
@@ -38,7 +39,7 @@ def folder(where: str) -> Path:
     if sign := re.search(r"[][*?#%{}\\\x00-\x1f]", where):
         raise BadInput(f"{where} has {sign[0]!r} in its name, which does not work in a bucket; use letters and digits")
     if find_spec("gcsfs") is None:
-        raise BadInput(f"{where} needs gcsfs; pip install 'gptjax[gcs]'")
+        raise BadInput(f"{where} needs gcsfs; make install EXTRAS=test,gcs")
     from etils import epath
 
     return cast(Path, epath.Path(where))
@@ -171,6 +172,32 @@ def naming(path: Path) -> Iterator[None]:
         if "os_error_code=" not in str(error):
             raise
         raise OSError(errno.EIO, reason(error), str(path)) from error
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[Path]:
+    """Make an empty folder that no other process uses; a killed process gives it up, and its leavings are removed."""
+    lock = _lock(folder.with_name(folder.name + ".lock"))
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.unlink(lock.name)
+        lock.close()
+
+
+def _lock(path: Path) -> TextIO:
+    """Wait for the lock on a file that its holder removes on leaving."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        lock = path.open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                return lock
+        lock.close()  # its holder removed the file while we waited: this lock keeps nobody out
 
 
 def _write_beside(path: Path, data: bytes) -> Path:

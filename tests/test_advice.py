@@ -1,12 +1,14 @@
 """What an advice says is what the rules and the table of devices give by hand."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from gptjax.devices import Device, devices
 from gptjax.errors import BadInput
+from gptjax.laws.table import Runs
 from gptjax.sweep.advice import advise, describe, nearest_presets
 
 TABLE = {"fast": Device("fast", "", 1000.0, 80.0, 3000.0, 900.0, 3.0, 0.5)}
@@ -97,3 +99,19 @@ def test_mistakes_are_one_line(change, said):
     with pytest.raises(BadInput, match=said) as error:
         advise(**given)
     assert "\n" not in str(error.value)
+
+
+def test_a_sweeps_own_rates_are_gone_on_with():
+    """Rates of .0085 (N / 14400)^-.3 and batches of 512 tokens give .00246 and 512 at N = 903 k."""
+    n = np.repeat([14_400.0, 40_000.0, 459_000.0], 2)
+    facts = {"lr": 0.0085 * (n / 14_400) ** -0.3, "steps": n}
+    columns = {"run": tuple("abcdef"), "params": n, "tokens": 512 * n, "flops": 3072 * n**2, "loss": np.full(6, 3.0)}
+    runs = Runs(**columns, loss_se=np.full(6, 0.01), seed=("0",) * 6, convention="", facts=facts)
+    [own, *_] = advise(903e3, 1.8e7, 1e14, devices=TABLE, names=("fast",), runs=runs)["rules"]
+    assert own["rule"] == "this sweep" and not own["extrapolated"] and own["batch_tokens"] == pytest.approx(512)
+    assert own["lr"] == pytest.approx(0.0085 * (903 / 14.4) ** -0.3)
+    [far, *_] = advise(903e6, 1.8e10, 1e20, devices=TABLE, names=("fast",), runs=runs)["rules"]
+    assert far["extrapolated"] and "EXTRAPOLATED" in far["put_in"]
+    odd = replace(runs, facts={"lr": np.array([1, 2, 1, 2, 1, 2.0]), "steps": n})
+    rules = advise(903e3, 1.8e7, 1e14, devices=TABLE, names=("fast",), runs=odd)["rules"]
+    assert "this sweep" not in {rule["rule"] for rule in rules}

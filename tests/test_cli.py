@@ -1,6 +1,7 @@
 """The command line as other tools call it: verbs, exit codes, JSON keys, and one line for each mistake."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 
@@ -213,7 +214,7 @@ def test_bad_commands_are_one_line(capsys, run_file, tmp_path):
         "nofile.py": ["train", tmp_path / "nofile.py", "--dir", there],
         "no function 'sweep'": ["sweep", run_file],
         "it must return a RunConfig": ["train", f"{run_file}:other", "--dir", there],
-        "expected int": ["train", run_file, "--dir", there, "--set", "steps=1.5"],
+        "must be a whole number": ["train", run_file, "--dir", there, "--set", "steps=1.5"],
         "did you mean optim": ["train", run_file, "--dir", there, "--set", "optimm.lr=1"],
         "is not divisible": ["train", run_file, "--dir", there, "--set", "batch=9"],
         "invalid choice": ["fly"],
@@ -267,7 +268,7 @@ def test_a_list_that_is_none_or_too_short_is_told_in_words(capsys):
         "tokens_per_param=[5]": "a list of 2 numbers, in brackets as 'tokens_per_param=[1, 2]'",
         "budgets=1e11": "expected a list of numbers",
         "sizes=16,32": "sizes = '16,32' must be a list of numbers or names",
-        "seeds=[0,1.5]": "[1]: expected int, got 1.5; seeds is a list of whole numbers",
+        "seeds=[0,1.5]": "[1]: expected int, got 1.5; seeds must be a list of whole numbers",
         "wrokers=2": "did you mean workers? gptjax config explains all fields",
     }.items():
         assert words in refused(capsys, "sweep", quick, "--dry-run", "--set", odd)
@@ -298,3 +299,19 @@ def test_no_verb_writes_onto_what_it_reads_or_into_nowhere(capsys, tmp_path):
 def test_a_bucket_where_a_path_of_this_machine_is_needed_is_a_line(capsys, argv, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "object storage" in refused(capsys, *argv) and not list(tmp_path.iterdir())
+
+
+def test_what_a_sweep_sets_for_its_runs_is_set_on_the_sweep(capsys):
+    for path, instead in (("base.optim.lr=1", "lr"), ("base.model.d_model=8", "sizes"), ("base.steps=9", "budgets")):
+        said = refused(capsys, "sweep", ROOT / "experiments/chinchilla/quick.py", "--dry-run", "--set", path)
+        assert f"--set {path.partition('=')[0]}: a sweep sets" in said and f"set {instead}" in said
+
+
+def test_a_corpus_is_named_by_its_name_alone(capsys):
+    code, out, _ = call(capsys, "config", "--set", 'data.sources=["docs", {"corpus": "python", "weight": 2}]')
+    assert code == 0 and "(Source(corpus='docs', weight=1.0), Source(corpus='python', weight=2.0))" in out
+
+
+def test_the_version_is_said(capsys):
+    code, out, _ = call(capsys, "--version")
+    assert code == 0 and re.fullmatch(r"gptjax \S+, jax \S+\n", out)

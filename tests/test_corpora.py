@@ -179,7 +179,7 @@ def test_a_parquet_without_text_is_refused(tmp_path):
 
 def test_hugging_face_names_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(BadInput, match=r"pip install 'gptjax\[hf\]'"):
+    with pytest.raises(BadInput, match=r"make install EXTRAS=test,hf"):
         next(read_corpus("hf:wikitext"))
 
 

@@ -183,7 +183,7 @@ def test_a_run_held_on_another_machine_is_refused_and_one_given_up_there_is_take
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[dict[str, str]]:
     if importlib.util.find_spec("gcsfs") is None:
-        pytest.skip("needs gcsfs; pip install 'gptjax[gcs]'")
+        pytest.skip("needs gcsfs; make install EXTRAS=test,gcs")
     server = fake_gcs.serve()
     yield fake_gcs.environment(server)
     server.shutdown()

@@ -82,7 +82,7 @@ def test_a_sweep_takes_a_topology_with_its_dry_run_only(capsys):
 def test_a_missing_compiler_names_its_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     run = replace(RUN, mesh=MeshConfig(data=1, fsdp=-1))
-    with pytest.raises(BadInput, match=r"pip install 'gptjax\[tpu\]'"):
+    with pytest.raises(BadInput, match=r"make install EXTRAS=test,tpu"):
         estimates.estimate(run, parse("v5e:2x2", TABLE))
     answer = estimates.estimate(run, parse("h200:8", TABLE))
     assert answer["fits"] is None and "gptjax[cuda12]" in answer["why"] and not answer["exchanges_compiled"]

@@ -148,7 +148,7 @@ def test_slurm_with_a_job_killed_and_the_waiting_command_interrupted(slurm, plan
 
 
 def test_ray_with_a_worker_killed(plan, quiet, tmp_path):
-    pytest.importorskip("ray", reason="needs ray; pip install 'gptjax[ray]'")
+    pytest.importorskip("ray", reason="needs ray; make install EXTRAS=test,ray")
     from gptjax.sweep.ray import Resources, execute
 
     trunk = plan.runs[0].name
@@ -204,7 +204,7 @@ def test_slurm_says_why_a_job_was_given_up(slurm, cache, tmp_path, capsys):
 
 def test_executors_refuse_what_is_not_theirs(tmp_path, capsys, monkeypatch):
     for package in ("ray", "submitit"):
-        pytest.importorskip(package, reason=f"needs {package}; pip install 'gptjax[test]'")
+        pytest.importorskip(package, reason=f"needs {package}; make install EXTRAS=test,test")
     file = tmp_path / "sweep.py"
     file.write_text("from test_sweep import tiny\n\ndef sweep():\n    return tiny('cache')\n")
     for options, message in (
@@ -216,7 +216,7 @@ def test_executors_refuse_what_is_not_theirs(tmp_path, capsys, monkeypatch):
         (["ray", "--resource", "cpus=0"], "must be at least 1, 0 and 0"),
         (["ray", "--resource", "gpus=64"], "a run asks for 64 GPU; this machine has 0"),
         (["slurm"], "sbatch is not on this machine"),
-        (["ray"], "executor ray needs ray; pip install 'gptjax[ray]'"),
+        (["ray"], "executor ray needs ray; make install EXTRAS=test,ray"),
     ):
         with monkeypatch.context() as patch:
             if "this machine" in message and "sbatch" in message:

@@ -96,6 +96,7 @@ def test_without_a_terminal_each_run_that_ends_is_one_line(sweep, tmp_path, caps
     out, err = capsys.readouterr()
     of = len(plan.runs) + 1
     assert out == "" and re.fullmatch(
+        rf"{of - 1} runs to do; a line follows for each that ends\n"
         rf"run 2 of {of} done: {second.name} loss 1.250, 3 min, about .* left in all\n"
         rf"run 3 of {of} failed: {failed.name}: loss is nan, about .* left in all\n",
         err,

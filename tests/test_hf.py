@@ -475,6 +475,18 @@ def test_a_full_disk_leaves_nothing_and_is_no_mistake_of_the_user(tmp_path):
         import_hf(tmp_path / "hf", tmp_path / "weights") if way[0] == "import" else None
 
 
+def test_what_a_killed_import_left_is_removed_by_the_next(tmp_path):
+    write_hf(tmp_path / "hf", GPT2)
+    (tmp_path / ".weights.partial" / "params").mkdir(parents=True)
+    (tmp_path / ".weights.partial.lock").touch()
+    import_hf(tmp_path / "hf", tmp_path / "weights")
+    assert {path.name for path in tmp_path.iterdir()} == {"hf", "weights"}
+    (tmp_path / ".weights.partial").mkdir()
+    with pytest.raises(BadInput, match="weights exists and is not overwritten"):
+        import_hf(tmp_path / "hf", tmp_path / "weights")
+    assert {path.name for path in tmp_path.iterdir()} == {"hf", "weights"}
+
+
 @pytest.mark.parametrize(
     "content", ["{}", "[]", "null", "[" * 100_000, '{"model": 1}', '{"model": {"n_layers": "x"}}', "MARKS", "HUGE"]
 )

@@ -28,6 +28,7 @@ LEVELS = [
         "train.metrics",
         "train.pack",
         "train.profile",
+        "train.signals",
         "laws",
     ],
     [

@@ -16,10 +16,11 @@ from gptjax.sweep.ledger import Ledger
 from gptjax.sweep.plan import SweepConfig, make_plan
 from gptjax.sweep.rules import always
 from gptjax.train import pack
-from gptjax.train.loop import Preempted, catch_sigterm, train, training
+from gptjax.train.loop import Preempted, train, training
 from gptjax.train.metrics import read_metrics
 from gptjax.train.optim import OptimConfig
 from gptjax.train.pack import Known, advance
+from gptjax.train.signals import catch_sigterm
 
 FASTER, SLOWER = 0.1, 10.0  # of a packed call, against 1 of a run alone
 

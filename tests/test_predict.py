@@ -17,6 +17,7 @@ from gptjax.laws.predict import (
     constrain,
     describe,
     forecaster,
+    held_out_miss,
     predict,
     read_forecaster,
     register,
@@ -160,3 +161,12 @@ def test_a_degenerate_law_says_so_and_how_to_use_it_all_the_same(tmp_path):
     with pytest.raises(NoForecast, match=r"degenerate \(E is near 0\).*--force"):
         read_forecaster(str(tmp_path))
     assert read_forecaster(str(tmp_path), force=True).forced
+
+
+def test_a_held_out_run_that_missed_is_said_with_the_next_prediction(tmp_path):
+    path = tmp_path / "prediction_score.json"
+    for inside, said in ((True, ""), (None, ""), (False, "overestimates")):
+        write_json(path, {"score": {"predicted": 3.132, "measured": 2.963, "inside": inside}})
+        assert said in held_out_miss(str(tmp_path)) and bool(held_out_miss(str(tmp_path))) == bool(said)
+    path.unlink()
+    assert held_out_miss(str(tmp_path)) == held_out_miss("besiroglu-2024") == ""

@@ -136,3 +136,10 @@ def test_a_sentence_in_html_writes_powers_as_one_does_by_hand():
     said = say_sentence("N* = 6.1e-05 C^0.48 & N^-0.3 of 1e11 to 3e12 FLOPs as d64-1e12.")
     assert said == ("N* = 6.1 &times; 10<sup>&minus;5</sup> C<sup>0.48</sup> &amp; N<sup>&minus;0.3</sup> of "
                     "10<sup>11</sup> to 3 &times; 10<sup>12</sup> FLOPs as d64-1e12.")  # fmt: skip
+
+
+def test_approaches_that_were_not_fitted_are_named(law):
+    alone = deepcopy(law)
+    alone["approaches"] = {"parametric": alone["approaches"]["parametric"]}
+    assert quote(alone)["against"].endswith("The isoFLOP and the envelope approach was not fitted.")
+    assert "not fitted" not in quote(law)["against"]

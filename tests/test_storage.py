@@ -32,7 +32,7 @@ TESTS = Path(__file__).parent
 def bucket() -> Iterator[dict[str, str]]:
     """Give the environment of processes for which gs:// is a server of this machine."""
     if importlib.util.find_spec("gcsfs") is None:
-        pytest.skip("needs gcsfs; pip install 'gptjax[gcs]'")
+        pytest.skip("needs gcsfs; make install EXTRAS=test,gcs")
     server = fake_gcs.serve()
     yield fake_gcs.environment(server)
     server.shutdown()

@@ -35,6 +35,7 @@ from gptjax.sweep.local import execute
 from gptjax.sweep.loop import read_curve, run_sweep, thin_curve, write_tables
 from gptjax.sweep.plan import Plan, Speed, SweepConfig, describe, holdout_run, make_plan
 from gptjax.sweep.rules import always, of_layers, power, step_law_lr
+from gptjax.train.loop import train
 from gptjax.train.optim import OptimConfig
 from gptjax.train.pack import Run
 from gptjax.train.result import Result
@@ -421,9 +422,26 @@ def test_what_a_worker_cannot_write_is_told_in_a_line(sweep, tmp_path, capfd):
         (tmp_path / "runs" / run.name).write_text("where its directory is to be")
     with pytest.raises(SystemExit) as stop:
         execute(plan, tmp_path, workers=2)
-    said = capfd.readouterr().err
-    assert stop.value.code == 2 and "Traceback" not in said
+    begin, said = capfd.readouterr().err.split("\n", 1)
+    assert stop.value.code == 2 and "Traceback" not in said and begin.startswith("4 runs to do")
     assert all(line.startswith("gptjax: ") and "runs" in line for line in said.splitlines()), said
+
+
+def test_finished_cells_are_not_planned_away(sweep, quiet):
+    before = written(quiet), (quiet / "plan.json").read_bytes()
+    less = make_plan(replace(sweep, sizes=sweep.sizes[1:]))
+    with pytest.raises(BadInput, match=r"3 finished cells that this one lacks, as d4-.*; keep its sizes and budgets"):
+        execute(less, quiet)
+    assert before == (written(quiet), (quiet / "plan.json").read_bytes())
+
+
+def test_a_run_and_a_sweep_have_a_directory_each(sweep, quiet, tmp_path):
+    run = make_plan(sweep).runs[0].config
+    with pytest.raises(BadInput, match="holds a sweep; give the run a new --dir"):
+        train(run, quiet)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(BadInput, match="holds a run; give the sweep a new --dir"):
+        execute(make_plan(sweep), tmp_path)
 
 
 def test_a_failed_trunk_fails_its_branches_and_stays_out_of_the_fit(sweep, tmp_path):

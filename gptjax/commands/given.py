@@ -135,6 +135,8 @@ def tables_of(sweep: Path) -> Path:
 
 
 def existing(place: Path, needed: str, what: str = "a sweep") -> Path:
+    if place.is_file():
+        raise BadInput(f"{place} is a file; give the directory of {what}, or fit a table with gptjax fit")
     if not (place / needed).is_file():
         raise BadInput(f"{place} has no {needed}; give the directory of {what}")
     return place

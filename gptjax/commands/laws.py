@@ -144,10 +144,15 @@ def run_report(args: argparse.Namespace) -> None:
     print("\n".join([*read_json(path.with_name("law.json"))["quote"].values(), str(path)]))
 
 
+SERVED = "The run of this loss that costs least to train and to serve together, whatever its training costs"
+CONSTRAINED = "The best run of this budget where tokens beyond the unique ones are repeated; below one epoch none are"
+
+
 def run_predict(args: argparse.Namespace) -> None:
     from gptjax.devices import devices
     from gptjax.files import write_json
     from gptjax.laws import predict as laws
+    from gptjax.laws.table import read_runs
     from gptjax.sweep import advice
 
     forecaster = laws.read_forecaster(args.law, args.force)
@@ -166,6 +171,7 @@ def run_predict(args: argparse.Namespace) -> None:
         said["tokens"],
         said["flops"],
         hyper=hyper,
+        runs=read_runs(table) if hyper is None and (table := Path(args.law) / "runs.csv").is_file() else None,
         devices=devices(args.devices),
         names=args.device,
         count=args.count,
@@ -175,8 +181,16 @@ def run_predict(args: argparse.Namespace) -> None:
         laws.register(said, args.register)
     if args.json:
         write_json(args.json, {"prediction": said, **extra, "advice": advised})
-    shown = [said, *(other for other in extra.values() if other is not said)]
-    print("\n\n".join([*map(laws.describe, shown), advice.describe(advised)]))
+    shown = [laws.describe(said)]
+    if doubt := laws.held_out_miss(args.law):
+        shown.append(f"doubt     {doubt}")
+    if any(other is not said for other in extra.values()) and said["optimum_from"] == "isoflop":
+        own = laws.describe(laws.by_its_own_law(forecaster, said["flops"]))
+        shown.append(f"What follows is by the parametric law, which has an optimum of its own at that budget:\n{own}")
+    for name, title in (("served", SERVED), ("constrained", CONSTRAINED)):
+        if name in extra and extra[name] is not said:
+            shown.append(f"{title}:\n{laws.describe(extra[name])}")
+    print("\n\n".join([*shown, advice.describe(advised)]))
 
 
 def run_score(args: argparse.Namespace) -> None:

@@ -114,6 +114,7 @@ def run_sweep(args: argparse.Namespace) -> None:
     from gptjax.config import override
     from gptjax.sweep.plan import SweepConfig, describe
 
+    refuse_what_a_sweep_sets(args.set)
     sweep = override(load(args.file, SweepConfig, "sweep"), args.set)
     workers = sweep.workers if args.workers is None else args.workers
     if workers < 1:
@@ -133,6 +134,24 @@ def run_sweep(args: argparse.Namespace) -> None:
             print(report)
 
 
+def refuse_what_a_sweep_sets(assignments: list[str]) -> None:
+    """Refuse fields of the base run that the sweep sets for each of its runs."""
+    instead = {
+        "base.optim.lr": "lr",
+        "base.optim.b2": "b2",
+        "base.optim.warmup": "warmup_tokens",
+        "base.seed": "seeds",
+        "base.batch": "batch_tokens",
+        "base.steps": "budgets",
+        "base.model": "sizes, or shape in the file",
+    }
+    for assignment in assignments:
+        path = assignment.partition("=")[0]
+        for field, remedy in instead.items():
+            if path == field or path.startswith(f"{field}."):
+                raise BadInput(f"--set {path}: a sweep sets {field} for each of its runs; set {remedy}")
+
+
 def executor(args: argparse.Namespace, workers: int, pack: int) -> "Executor":
     """Return the executor that was asked for, with what its runs ask for; BadInput where its package is missing."""
     if args.executor == "local":
@@ -145,7 +164,7 @@ def executor(args: argparse.Namespace, workers: int, pack: int) -> "Executor":
         raise BadInput(f"--workers {args.workers} is for --executor local; {args.executor} takes --resource")
     package = {"slurm": "submitit", "ray": "ray"}[args.executor]
     if importlib.util.find_spec(package) is None:
-        raise BadInput(f"executor {args.executor} needs {package}; pip install 'gptjax[{args.executor}]'")
+        raise BadInput(f"executor {args.executor} needs {package}; make install EXTRAS=test,{args.executor}")
     engine = importlib.import_module(f"gptjax.sweep.{args.executor}")
     from gptjax.config import override
 

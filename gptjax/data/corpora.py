@@ -191,7 +191,7 @@ def _rows_of_data_set(name: str, path: str, config: str | None, split: str | Non
     try:
         import datasets
     except ImportError as error:
-        raise BadInput(f"corpus {name!r} needs Hugging Face datasets; run pip install 'gptjax[hf]'") from error
+        raise BadInput(f"corpus {name!r} needs Hugging Face datasets; make install EXTRAS=test,hf") from error
     try:
         for row in datasets.load_dataset(path, config or None, split=split or "train", streaming=True):
             if not isinstance(row.get("text"), str):

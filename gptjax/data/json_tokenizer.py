@@ -114,7 +114,7 @@ class JsonTokenizer:
         try:
             import tokenizers
         except ImportError as error:
-            raise BadInput("this model's tokenizer needs tokenizers; pip install 'gptjax[tokenizers]'") from error
+            raise BadInput("this model's tokenizer needs tokenizers; make install EXTRAS=test,tokenizers") from error
         try:
             library = tokenizers.Tokenizer.from_str(self.files[JSON_FILE].decode())
         except Exception as error:  # the library raises nothing narrower

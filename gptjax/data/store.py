@@ -6,19 +6,16 @@ tokenizer's vocab_size. A store is built beside its place and moved there whole,
 complete; it is never changed, and where its corpus has changed another one is built.
 """
 
-import fcntl
 import json
 import os
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, TextIO, get_args
+from typing import Any, get_args
 
 import numpy as np
 import tensorstore as ts
@@ -29,7 +26,7 @@ from gptjax.data.provenance import PROVENANCE_FILE, Provenance
 from gptjax.data.shards import ShardFiles, shard_and_chunk
 from gptjax.data.tokenizer import MODEL_FILE, Tokenizer, load_tokenizer, make_tokenizer, read_tokenizer, without_marks
 from gptjax.errors import BadInput
-from gptjax.storage import is_address, naming
+from gptjax.storage import exclusive, is_address, naming
 
 FORMAT = 1
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -232,7 +229,7 @@ def build_store(corpus: str, tokenizer_spec: str, directory: str | Path, progres
     texts = (b"".join(pair_of(d)) if is_pairs(corpus) else d for d, split in documents(corpus) if split == "train")
     tokenizer = make_tokenizer(tokenizer_spec, texts)
     next(documents(corpus))  # so that a bad corpus is refused before anything is written
-    with naming(directory), _exclusive(directory.with_name(f".{directory.name}.partial")) as partial:
+    with naming(directory), exclusive(directory.with_name(f".{directory.name}.partial")) as partial:
         if store := _find_store(corpus, tokenizer_spec, directory):  # another process built it while we waited
             return store
         dropped: Counter[str] = Counter()
@@ -304,6 +301,8 @@ def _find_store(corpus: str, spec: str, directory: Path) -> TokenStore | None:
     """Open the store in a directory if it is this one; None if the place is free, BadInput if it is taken."""
     if not directory.exists() or (directory.is_dir() and not any(directory.iterdir())):
         return None
+    if not directory.is_dir() or not (directory / "manifest.json").is_file():
+        raise BadInput(f"{directory} exists and is no token store; name a new directory")
     store = open_store(directory)
     found = (store.manifest.corpus, store.manifest.tokenizer)
     if found != (corpus, spec):
@@ -327,32 +326,6 @@ def _difference(corpus: str, provenance: Provenance | None) -> str:
     except BadInput:  # it was removed, or not brought along: the store is what there is
         return ""
     return provenance.difference(files.read) if files else ""
-
-
-@contextmanager
-def _exclusive(folder: Path) -> Iterator[Path]:
-    """Make an empty folder that no other process uses; a killed process gives it up, and its leavings are removed."""
-    lock = _lock(folder.with_name(folder.name + ".lock"))
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.unlink(lock.name)
-        lock.close()
-
-
-def _lock(path: Path) -> TextIO:
-    """Wait for the lock on a file that its holder removes on leaving."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        lock = path.open("w")
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(lock.fileno()), path.stat()):
-                return lock
-        lock.close()  # its holder removed the file while we waited: this lock keeps nobody out
 
 
 def _sync(path: Path) -> None:

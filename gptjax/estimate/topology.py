@@ -47,12 +47,12 @@ class Topology:
     def uncompiled(self) -> str:
         """Say why no compiler serves this hardware here, with the remedy; empty where one does."""
         if self.platform == "tpu" and importlib.util.find_spec("libtpu") is None:
-            return f"{self.name} needs the TPU compiler; pip install 'gptjax[tpu]' (Linux, x86-64)"
+            return f"{self.name} needs the TPU compiler; make install EXTRAS=test,tpu (Linux, x86-64)"
         if self.platform == "cuda":
             if self.device.name not in GPUS:
                 return f"the CUDA compiler is described {', '.join(GPUS)} here, and not {self.device.name}"
             if not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)):
-                return f"{self.name} needs the CUDA compiler; pip install 'gptjax[cuda12]'"
+                return f"{self.name} needs the CUDA compiler; make install EXTRAS=test,cuda12"
         return ""
 
     @property

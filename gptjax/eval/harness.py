@@ -24,7 +24,7 @@ try:
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
-    raise BadInput(f"the harness needs lm-eval ({error}); run pip install 'gptjax[eval]'") from error
+    raise BadInput(f"the harness needs lm-eval ({error}); make install EXTRAS=test,eval") from error
 
 NEW_TOKENS = 256  # where a task does not say: HFLM's number
 SAMPLING = {"temperature", "top_k", "top_p", "repetition_penalty"}

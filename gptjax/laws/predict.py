@@ -72,7 +72,8 @@ def read_law(source: str) -> Json:
     """Read fit_all's object from its file, or from law.json in a directory."""
     path = Path(source) / "law.json" if Path(source).is_dir() else Path(source)
     if not path.is_file():
-        raise BadInput(f"{source} is neither a law's JSON nor a published law; those are {', '.join(PUBLISHED)}")
+        known = ", ".join(PUBLISHED)
+        raise BadInput(f"{source} is no sweep that has a law, no law's JSON, and no published law; those are {known}")
     law = read_json(path)
     if not isinstance(law, dict) or "approaches" not in law:
         raise BadInput(f"{path} is not a law; make one with gptjax fit TABLE --json {path}")
@@ -142,7 +143,7 @@ def predict(
                 f"flops {c:g} is {off:.3g} times 6 N D = {6 * n * d:.3g}; give the run's own, or leave it out"
             )
     elif len(given) != 1:
-        raise BadInput(f"{len(given)} of flops, params, tokens and loss are given; give one, or params and tokens")
+        raise BadInput("give one of --flops, --params, --tokens and --loss, or --params and --tokens together")
     elif loss is not None or f.optimum is None:
         source = "parametric" if f.rows else f.source
         best = f.law.optimum(**given)
@@ -164,7 +165,8 @@ def predict(
     law = f.law if repeated is None else _repeating(f, f.law, repeated)
     point = {"flops": c, "params": n, "tokens": d, "tokens_per_param": d / n, "loss": float(law.loss(n, d))}
     if drawn:
-        drawn["tokens_per_param"] = drawn["tokens"] / drawn["params"]
+        with np.errstate(invalid="ignore"):  # of draws whose floor lies above the loss: both are infinite
+            drawn["tokens_per_param"] = drawn["tokens"] / drawn["params"]
     result: Json = {}
     for name, value in point.items():
         result[name] = value
@@ -283,6 +285,25 @@ def constrain(f: Forecaster, flops: float, unique_tokens: float) -> Json:
     for name in ("params", "tokens", "loss"):
         result[f"{name}_interval"] = _interval(np.array([getattr(other, name) for other in drawn]))
     return plain({**result, "tokens_per_param": best.tokens / best.params, **_by_law(f)})
+
+
+def by_its_own_law(f: Forecaster, flops: float) -> Json:
+    """Give the optimum of a budget by the parametric law, also where the forecaster's own is from an isoFLOP fit."""
+    best = f.law.optimum(flops=flops)
+    return plain({**asdict(best), "tokens_per_param": best.tokens / best.params, **_by_law(f)})
+
+
+def held_out_miss(source: str) -> str:
+    """Say by how much the run that a sweep held out missed its forecast; "" if it did not, or if there is none."""
+    path = Path(source) / "prediction_score.json"
+    scored = read_json(path).get("score", {}) if path.is_file() else {}
+    if scored.get("inside") is not False:
+        return ""
+    side = "over" if scored["predicted"] > scored["measured"] else "under"
+    return (
+        f"a held-out run of this sweep reached {scored['measured']:.4f} where {scored['predicted']:.4f} were forecast, "
+        f"outside the interval: beyond its runs this law {side}estimates losses"
+    )
 
 
 def _repeating(f: Forecaster, law: Law, unique_tokens: float) -> DataConstrainedLaw:

@@ -28,7 +28,9 @@ def quote(law: Json, forecast: Json | None = None) -> dict[str, str]:
     """
     if quoted := _quoted(law):
         pro, contra = _evidence(law, quoted, forecast or {})
-        said = {"law": _law_words(law, quoted), "why": _why_words(law, quoted, pro), "against": _against_words(contra)}
+        unfitted = [label for name, label in NAMES.items() if name not in law["approaches"]]
+        against = _against_words(contra, unfitted)
+        said = {"law": _law_words(law, quoted), "why": _why_words(law, quoted, pro), "against": against}
     else:
         said = _no_law_words(law)
     return said | ({"rates": _rate_words(law["hyper"]["lr"])} if "hyper" in law else {})
@@ -97,10 +99,11 @@ def _why_words(law: Json, name: str, reasons: list[str]) -> str:
     return f"The {NAMES[name]} approach is quoted because {chosen}{''.join(f'; {reason}' for reason in reasons)}."
 
 
-def _against_words(reasons: list[str]) -> str:
-    if not reasons:
-        return "Nothing that was checked speaks against it; other text, recipes and conventions were not checked."
-    return f"Against it: {'; '.join(reasons)}."
+def _against_words(reasons: list[str], unfitted: list[str]) -> str:
+    missing = f" The {' and the '.join(unfitted)} approach was not fitted." if unfitted else ""
+    if reasons:
+        return f"Against it: {'; '.join(reasons)}.{missing}"
+    return f"Nothing that was checked speaks against it; other text, recipes and conventions were not checked.{missing}"
 
 
 def _no_law_words(law: Json) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Read and check the table of runs: CSV or parquet, one finished run a row, counted under one convention or another."""
 
 import csv
+import difflib
 import io
 import math
 import re
@@ -224,6 +225,14 @@ def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, Row]]]:
     return names, list(enumerate(rows, 2))
 
 
+def _near(name: str, header: list[str]) -> str:
+    """Name the column that may be meant by one that is missing, or else those that there are."""
+    by_lower = {column.lower(): column for column in header}
+    if near := difflib.get_close_matches(name, by_lower, n=1):
+        return f" and has {by_lower[near[0]]!r}"
+    return f"; it has {_cut(','.join(header), 200)}"
+
+
 def _refuse_twice(path: Path, names: list[str]) -> None:
     if twice := [name for name in names if names.count(name) > 1]:
         raise BadInput(f"{path} has column {_cut(twice[0])!r} {len(twice)} times; keep one")
@@ -246,8 +255,7 @@ def read_runs(path: Path, convention: str = "") -> Runs:
     header, rows = read_rows(path)
     needed = ("tokens", "loss") if convention else ("params", "tokens", "loss")
     if missing := [name for name in needed if name not in header]:
-        has = _cut(",".join(header), 200)
-        raise BadInput(f"{path} has no column {missing[0]!r}; it has {has}: rename or add the column")
+        raise BadInput(f"{path} has no column {missing[0]!r}{_near(missing[0], header)}: rename or add the column")
     dropped: list[Dropped] = []
     kept = _distinct(path, header, rows, dropped)
     if not kept:
@@ -466,8 +474,7 @@ def read_curves(path: Path) -> list[Curve]:
     columns = ("params", "tokens", "flops", "loss")
     for name in ("run", *columns):
         if name not in header:
-            has = _cut(",".join(header), 200)
-            raise BadInput(f"{path} has no column {name!r}; it has {has}: rename or add the column")
+            raise BadInput(f"{path} has no column {name!r}{_near(name, header)}: rename or add the column")
     points: dict[str, list[list[float]]] = {}
     for line, row in rows:
         where = f"{path} line {line}"

@@ -9,7 +9,7 @@ from gptjax.devices import Device
 from gptjax.errors import BadInput
 from gptjax.files import plain
 from gptjax.laws.hyper import evaluate
-from gptjax.laws.table import short
+from gptjax.laws.table import Runs, short
 from gptjax.models.count import count as shape_count
 from gptjax.models.presets import ROWS, Row
 from gptjax.sweep.rules import (
@@ -24,6 +24,7 @@ from gptjax.sweep.rules import (
 Json = dict[str, Any]
 FAR = 10.0  # times outside the fitted range from which a fitted rule is called extrapolated
 NEAREST = 3
+ROUGH = 0.1  # in log: how far a sweep's rates may lie off a power of N
 MOST_DEVICES = 1_000_000
 
 
@@ -36,13 +37,15 @@ def advise(
     names: Sequence[str] | None = None,
     count: int = 8,
     hyper: Json | None = None,
+    runs: Runs | None = None,
     non_embedding: float | None = None,
 ) -> Json:
     """Gather what training N parameters on D tokens for C FLOPs asks for, as a JSON object that `describe` prints.
 
-    `hyper` is fit_hyper's object; `non_embedding` N without vocabulary and positions, which two of the rules want, else
-    taken from the share that the nearest preset has. Each device of the table, or each named, trains at its assumed
-    MFU, `count` of them together. BadInput for a device that the table lacks, and for sizes that are not above 0.
+    `hyper` is fit_hyper's object, and `runs` are those of the law's own sweep. `non_embedding` is N without vocabulary
+    and positions, which two of the rules want; else it is taken from the share that the nearest preset has. Each device
+    of the table, or each named, trains at its assumed MFU, `count` of them together. BadInput for a device that the
+    table lacks, and for sizes that are not above 0.
     """
     given = {"params": params, "tokens": tokens, "flops": flops, "count": count}
     for name, value in given.items():
@@ -64,7 +67,11 @@ def advise(
             **given,
             "tokens_per_param": tokens / params,
             "presets": [{"name": row.name, "params": row.params, "ratio": row.params / params} for row in nearest],
-            "rules": [*_fitted(hyper, params, tokens), *_published(params, tokens, non_embedding, source)],
+            "rules": [
+                *_fitted(hyper, params, tokens),
+                *_as_swept(runs, params),
+                *_published(params, tokens, non_embedding, source),
+            ],
             "costs": [cost(devices[name], flops, count) for name in names],
         }
     )
@@ -124,6 +131,28 @@ def _fitted(hyper: Json | None, params: float, tokens: float) -> list[Json]:
                 far.append(f"{letter} {times:.0f}x {side}")
     note = f"; EXTRAPOLATED, {' and '.join(dict.fromkeys(far))} the cells fitted" if far else ""
     return [row | {"put_in": row["put_in"] + note, "extrapolated": bool(far)}]
+
+
+def _as_swept(runs: Runs | None, params: float) -> list[Json]:
+    """Go on with the rate and the batch of a sweep's own runs, as powers of N; nothing where they are none."""
+    if runs is None:
+        return []
+    lr, batch_tokens = runs.fact("lr"), runs.tokens / runs.fact("steps")
+    known = np.isfinite(lr) & np.isfinite(batch_tokens) & (lr > 0)
+    sizes = runs.params[known]
+    if len(np.unique(sizes)) < 2:
+        return []
+    row: Json = {"rule": "this sweep", "put_in": f"N = {short(params)}", "extrapolated": False}
+    for name, values in (("lr", np.log(lr[known])), ("batch_tokens", np.log(batch_tokens[known]))):
+        slope, start = np.polyfit(np.log(sizes), values, 1)
+        if np.abs(values - start - slope * np.log(sizes)).max() > ROUGH:
+            return []
+        row[name] = float(np.exp(start + slope * np.log(params)))
+        if name == "lr":
+            row["put_in"] += f"; its rates go as N^{slope:.2f}, from {short(sizes.min())} to {short(sizes.max())}"
+    if (times := params / sizes.max()) > FAR:
+        row |= {"extrapolated": True, "put_in": f"{row['put_in']}; EXTRAPOLATED, N {times:.0f}x above"}
+    return [row]
 
 
 def describe(advice: Json) -> str:

@@ -5,33 +5,31 @@ local.py processes of this machine, of slurm.py jobs, of ray.py tasks.
 """
 
 import itertools
-import os
-import signal
-import threading
 import time
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from gptjax import storage
 from gptjax.config import RunConfig, differs
 from gptjax.data.loader import open_stores
 from gptjax.errors import BadInput
-from gptjax.hosts import agree, is_first, preempted, several
+from gptjax.hosts import agree, is_first, preempted
 from gptjax.leases import Lease, Lost, confirm
 from gptjax.question import fingerprint
 from gptjax.sweep.ledger import Ledger, Row
 from gptjax.sweep.plan import Plan, PlannedRun
 from gptjax.train.checkpoint import damage
-from gptjax.train.loop import PREEMPTED, Preempted, catch_sigterm, compile_ahead, training
+from gptjax.train.loop import PREEMPTED, Preempted, compile_ahead, training
 from gptjax.train.optim import without_schedule
 from gptjax.train.pack import Run, advance
+from gptjax.train.signals import catch_sigterm
 
 Executor = Callable[[Plan, Path], None]
 POLL_SECONDS = 0.5
@@ -43,7 +41,11 @@ def begin(plan: Plan, directory: Path) -> Ledger:
     """Write the plan where workers read it, with its data tokenized; names that stand for other runs are BadInput."""
 
     def write() -> None:
+        if (directory / "config.json").is_file():
+            raise BadInput(f"{directory} holds a run; give the sweep a new --dir")
         rows = Ledger(directory).rows()
+        if (directory / "plan.json").is_file():
+            refuse_loss(Plan.load(directory / "plan.json"), plan, rows.keys(), directory)
         for run in plan.runs:
             if run.name in rows and rows[run.name]["fingerprint"] != fingerprint(run.config):
                 other = differs(directory / "runs" / run.name, run.config)
@@ -55,6 +57,17 @@ def begin(plan: Plan, directory: Path) -> Ledger:
 
     agree(write)
     return Ledger(directory)
+
+
+def refuse_loss(before: Plan, now: Plan, finished: Collection[str], directory: Path) -> None:
+    """Refuse a plan that leaves out finished cells of the plan before; cells may be added."""
+    kept = {run.name for run in now.runs}
+    lost = [run.name for run in before.runs if run.role == "cell" and run.name in finished and run.name not in kept]
+    if lost:
+        raise BadInput(
+            f"{directory} holds a sweep with {len(lost)} finished cells that this one lacks, as {lost[0]}; "
+            "keep its sizes and budgets, to which you may add, or use a new --dir"
+        )
 
 
 def pending(plan: Plan, ledger: Ledger) -> list[PlannedRun]:
@@ -214,36 +227,6 @@ def work(
                 queue.ended(names)
             if preempted(terminated):
                 raise Preempted(PREEMPTED)
-
-
-@contextmanager
-def interrupted_gently() -> Iterator[None]:
-    """Take a first Ctrl-C as SIGTERM, on which runs in progress are saved, and raise KeyboardInterrupt after that.
-
-    A second Ctrl-C raises it at once. Where several processes are one job, jax's own handlers stay.
-    """
-    if several() or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        pressed.append(number)
-        if len(pressed) > 1 or not callable(signal.getsignal(signal.SIGTERM)):  # nobody would save anything
-            raise KeyboardInterrupt
-        os.write(2, b"\ngptjax: stopping once the runs in progress are saved; Ctrl-C again stops at once\n")
-        signal.raise_signal(signal.SIGTERM)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield
-    except SystemExit:
-        if not pressed:
-            raise
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
 
 
 def shape(config: RunConfig) -> Hashable:

@@ -23,6 +23,7 @@ from gptjax.files import parse_json
 from gptjax.storage import is_remote
 from gptjax.sweep.ledger import Ledger, Row
 from gptjax.sweep.plan import Plan, PlannedRun
+from gptjax.train.checkpoint import sealed_steps
 from gptjax.train.result import Result
 
 LOOK_SECONDS = 1.0
@@ -183,7 +184,7 @@ def _status_of_sweep(directory: Path) -> str:
         say("report", "pending", "" if counts["pending"] + counts["running"] else "run the same command again for it")
     else:
         say("report", "done", str(directory / "report.html"))
-    total = ", ".join(f"{n} {state}" for state, n in counts.items())
+    total = f"runs: {', '.join(f'{n} {state}' for state, n in counts.items())}"
     if counts["running"]:
         left = seen.slowness * (seen.total - seen.done) / counts["running"]
         total += f"; about {duration(left)} left in all"
@@ -213,7 +214,9 @@ def _status_of_run(directory: Path) -> str:
     where = f"step {at.step} of {config.steps}"
     if leases.is_held(directory / "lease"):
         return f"running, {where}, {at}"
-    return f"stopped at {where}; the same gptjax train goes on from its last checkpoint"
+    saved = next(iter(sealed_steps(directory / "checkpoints")), None)
+    begin = "begins anew: nothing is saved" if saved is None else f"goes on from step {saved}"
+    return f"stopped at {where}; the same gptjax train {begin}"
 
 
 @contextmanager
@@ -225,6 +228,7 @@ def followed(plan: Plan, ledger: Ledger, directory: Path) -> Iterator[None]:
     over = threading.Event()
     view = Bars() if sys.stderr.isatty() else Lines()
     before = look(plan, ledger, directory)
+    view.begin(before.runs - len(before.rows))
     thread = threading.Thread(target=_follow, args=(plan, directory, before, view, over), daemon=True)
     thread.start()
     try:
@@ -260,7 +264,10 @@ def _follow(plan: Plan, directory: Path, before: Look, view: "Bars | Lines", ove
 
 
 class Lines:
-    """A line for each run that ends."""
+    """A line at the beginning and one for each run that ends."""
+
+    def begin(self, runs: int) -> None:
+        print(f"{runs} runs to do; a line follows for each that ends", file=sys.stderr, flush=True)
 
     def ended(self, which: str, row: Row, left: float) -> None:
         if row["status"] == "done":
@@ -282,6 +289,9 @@ class Bars:
     def __init__(self) -> None:
         self.whole = _bar()
         self.each: dict[str, tqdm] = {}
+
+    def begin(self, runs: int) -> None:
+        pass
 
     def ended(self, which: str, row: Row, left: float) -> None:
         if row["status"] != "done":

@@ -13,12 +13,12 @@ import jax
 from gptjax.errors import BadInput, ending
 from gptjax.hosts import PREEMPTED, agree, several
 from gptjax.sharding import Layout, make_mesh
-from gptjax.sweep.execute import POLL_SECONDS, begin, interrupted_gently, pending, work
+from gptjax.sweep.execute import POLL_SECONDS, begin, pending, work
 from gptjax.sweep.follow import followed
 from gptjax.sweep.ledger import Ledger
 from gptjax.sweep.plan import Plan
 from gptjax.train.checks import check_shapes
-from gptjax.train.loop import catch_sigterm
+from gptjax.train.signals import catch_sigterm, interrupted_gently
 
 
 def execute(plan: Plan, directory: Path, workers: int = 1, pack: int = 1) -> None:

@@ -32,6 +32,7 @@ from gptjax.laws.table import Floats, read_runs
 from gptjax.sweep.execute import Executor
 from gptjax.sweep.ledger import Ledger, Row
 from gptjax.sweep.plan import Plan, PlannedRun, SweepConfig, holdout_run, make_plan, short
+from gptjax.train.loop import PREEMPTED
 from gptjax.train.metrics import read_metrics
 from gptjax.train.origin import identified
 from gptjax.train.validation import WINDOWS, paired_errors, read_shares
@@ -62,14 +63,15 @@ def run_sweep(sweep: SweepConfig, directory: Path, execute: Executor) -> Path:
 
 @contextmanager
 def told_if_interrupted(plan: Plan, directory: Path) -> Iterator[None]:
-    """Say on Ctrl-C what is kept and how to go on."""
+    """Say on Ctrl-C or SIGTERM what is kept and how to go on."""
     try:
         yield
-    except KeyboardInterrupt:
-        if is_first():
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if is_first() and (isinstance(stop, KeyboardInterrupt) or stop.code == PREEMPTED):
+            how = "interrupted" if isinstance(stop, KeyboardInterrupt) else "stopped by SIGTERM"
             kept = f"{len(Ledger(directory).rows())} of {len(plan.runs) + (plan.holdout_seconds > 0)} runs are finished"
             more = "runs in progress go on from their last checkpoint; run the same command again to go on"
-            print(f"gptjax: interrupted: {kept} and kept in {directory}; {more}", file=sys.stderr)
+            print(f"gptjax: {how}: {kept} and kept in {directory}; {more}", file=sys.stderr)
         raise
 
 
@@ -90,9 +92,9 @@ def foresee(sweep: SweepConfig, directory: Path) -> float | None:
 
 
 def judge(run: PlannedRun, directory: Path) -> None:
-    """Score the prediction by the run that it was made for."""
+    """Score the prediction, once, by the run that it was made for."""
     row = Ledger(directory).rows()[run.name]
-    if row["status"] == "done":
+    if row["status"] == "done" and not (directory / "prediction_score.json").is_file():
         score(directory / "prediction.json", row["loss"], run.params, run.tokens)
 
 

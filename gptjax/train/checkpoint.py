@@ -6,10 +6,12 @@ the step is deleted. Steps are read an array at a time and a few chunks at a tim
 than the piece that a device is to get.
 """
 
+import atexit
 import glob
 import hashlib
 import itertools
 import logging
+import os
 import re
 import sys
 from collections import defaultdict, deque
@@ -270,10 +272,15 @@ def _chunks(domain: ts.IndexDomain, chunk: tuple[int, ...]) -> Iterator[tuple[sl
     return itertools.product(*cuts)
 
 
-def _silent_about_closed_loops(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-    """Report an error as Python does, but not what TensorStore says of each array of a save that Orbax has given up."""
-    if "Event loop is closed" not in str(error):
-        sys.__excepthook__(kind, error, trace)
+def _silent_about_closed_loops(ignored: "sys.UnraisableHookArgs") -> None:
+    """Report an error that nobody can catch, but not TensorStore's, of each array of a save that was given up."""
+    if "Event loop is closed" not in str(ignored.exc_value):
+        sys.__unraisablehook__(ignored)
+
+
+def _close_stderr() -> None:
+    """Let nothing more be said: TensorStore goes on about a save that failed after Python has put its hooks away."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _is_of_storage(error: BaseException) -> bool:
@@ -300,7 +307,7 @@ class Checkpoints:
     def __init__(self, directory: Path, save: SaveConfig, still_ours: Callable[[], None] = lambda: None) -> None:
         self.directory, self.config, self.still_ours = absolute(directory), save, still_ours
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # a failed save is a line of ours, not pages of Orbax's
-        sys.excepthook = _silent_about_closed_loops
+        sys.unraisablehook = _silent_about_closed_loops
         hosts.agree(self._make_ready)
         self.newest = newest_intact(self.directory, self._discard)
         hosts.agree(self._retain)
@@ -315,6 +322,8 @@ class Checkpoints:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if isinstance(error, OSError):
+            atexit.register(_close_stderr)
         try:
             if kind is None or not hosts.several():  # else peers may be elsewhere, and nobody may wait for them
                 self.wait()

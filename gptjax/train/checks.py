@@ -26,7 +26,7 @@ from gptjax.train.tune import tuned
 def check_shapes(config: RunConfig, layout: Layout) -> None:
     """Refuse what shapes and machine rule out, before any data is read."""
     if "wandb" in config.trackers and importlib.util.find_spec("wandb") is None:
-        raise BadInput("tracker wandb is not installed; pip install 'gptjax[track]'")
+        raise BadInput("tracker wandb is not installed; make install EXTRAS=test,track")
     rules, model = layout.rules, config.model
     stages = layout.parts(rules.layers)
     if model.n_layers % stages:
@@ -76,6 +76,8 @@ def claim(
         return
     for_orbax(directory)
     path, env = directory / "config.json", directory / "env.json"
+    if (directory / "plan.json").is_file():
+        raise BadInput(f"{directory} holds a sweep; give the run a new --dir")
     if other := differs(directory, config):
         raise BadInput(f"{directory} holds a run of another config{other}; use a new --dir")
     environment = {

@@ -5,12 +5,10 @@ They go from disk to disk a few chunks at a time, so a model need not fit the ma
 
 import errno
 import logging
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any, Protocol
 
 import jax
@@ -25,7 +23,7 @@ from gptjax.files import write_json
 from gptjax.models.gpt import GPTConfig
 from gptjax.params import nested
 from gptjax.question import fingerprint
-from gptjax.storage import reason
+from gptjax.storage import exclusive, reason
 from gptjax.train.checkpoint import CHUNK, Unreadable, chunk_of, copy, for_orbax, in_flight, seal
 from gptjax.train.weights import MARK, SavedModel
 
@@ -67,15 +65,16 @@ def write_model(to: Path, config: GPTConfig, weights: Mapping[str, "Source"], fa
 def written_aside(to: Path) -> Iterator[Path]:
     """Give a new folder that takes its name when it is whole, and is gone if it never is.
 
-    BadInput if it exists, or for what it is made of; OSError where it cannot be written, as on a full disk.
+    What a killed process left of it is removed; another that is at work on it is waited for. BadInput if it exists, or
+    for what it is made of; OSError where it cannot be written, as on a full disk.
     """
-    if to.exists():
-        raise BadInput(f"{to} exists and is not overwritten; move it away or choose another name")
-    aside = Path(mkdtemp(dir=to.absolute().parent, prefix=f".{to.name}."))
+    to = to.absolute()
     try:
-        yield aside
-        aside.chmod(0o755)
-        aside.rename(to)
+        with exclusive(to.with_name(f".{to.name}.partial")) as aside:
+            if to.exists():
+                raise BadInput(f"{to} exists and is not overwritten; move it away or choose another name")
+            yield aside
+            aside.rename(to)
     except Unreadable as error:
         raise BadInput(f"{to} was not written: what it is made of {error}; give another --step") from error
     except OSError as error:
@@ -84,8 +83,6 @@ def written_aside(to: Path) -> Iterator[Path]:
         if "os_error_code=" not in str(error):  # by which TensorStore says that storage has failed
             raise
         raise OSError(errno.EIO, f"was not written ({reason(error)})", str(to)) from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 class Source(Protocol):

@@ -4,13 +4,12 @@ A run's directory: config.json, env.json, lease/, metrics.jsonl, checkpoints/, t
 once it is done, windows.npy (the error of its loss by validation window) and result.json.
 """
 
-import signal
+import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -34,6 +33,7 @@ from gptjax.train.origin import identified, place_of, read_weights
 from gptjax.train.pack import Call, Run, advance
 from gptjax.train.profile import traced
 from gptjax.train.result import Result, data_digest, read_result, summarize
+from gptjax.train.signals import catch_sigterm, interrupted_gently
 from gptjax.train.state import TrainState
 from gptjax.train.step import Programs, make_programs
 from gptjax.train.validation import WINDOWS, Evaluation, Validation, evaluate, write_shares
@@ -46,19 +46,28 @@ class Preempted(SystemExit):
 def train(config: RunConfig, directory: Path, *, profile: bool = False) -> Result:
     """Train a run in its directory, or go on where it stopped; a finished run is returned as it is.
 
-    Raises BadInput for what the config cannot be, Preempted (exit code 75) after SIGTERM, and Lost (75) when this
-    process stood still and another took the run over. A run that diverges is a result too: status "failed", with the
-    reason. `profile` records a few calls in profile/. Where several processes are one job (hosts.py), all call this,
-    and the first alone writes.
+    Raises BadInput for what the config cannot be; Preempted (exit code 75) after SIGTERM and KeyboardInterrupt after
+    Ctrl-C, once the step is saved; and Lost (75) when this process stood still and another took the run over. A run
+    that diverges is a result too: status "failed", with the reason. `profile` records a few calls in profile/. Where
+    several processes are one job (hosts.py), all call this, and the first alone writes.
     """
     try:
-        with catch_sigterm() as preempted:
+        with catch_sigterm() as preempted, interrupted_gently():
             return advance([training(config, directory, preempted, profile=profile)])[0]
     except KeyboardInterrupt:
-        step = next(iter(sealed_steps(directory / "checkpoints")), None)
-        saved = "nothing of it is saved yet" if step is None else f"step {step} of {config.steps} is saved"
-        hint = "run the same command again to begin anew" if step is None else "run the same command again to go on"
-        raise KeyboardInterrupt(f"{directory} was interrupted: {saved}; {hint}") from None
+        raise KeyboardInterrupt(f"{directory} was interrupted: {_saved(config, directory)}") from None
+    except Preempted:
+        if hosts.is_first():
+            print(f"gptjax: {directory} was stopped by SIGTERM: {_saved(config, directory)}", file=sys.stderr)
+        raise
+
+
+def _saved(config: RunConfig, directory: Path) -> str:
+    """Say what of a run is saved and how to go on."""
+    step = next(iter(sealed_steps(directory / "checkpoints")), None)
+    if step is None:
+        return "nothing of it is saved yet; run the same command again to begin anew"
+    return f"step {step} of {config.steps} is saved; run the same command again to go on"
 
 
 def training(
@@ -198,32 +207,3 @@ def start(config: RunConfig, directory: Path, checkpoints: Checkpoints, programs
 def make_loader(config: RunConfig, stores: tuple[TokenStore, ...]) -> Loader:
     weights = tuple(source.weight for source in config.data.sources)
     return Loader(stores, weights, config.batch, config.model.context, config.seed, config.data.separate_documents)
-
-
-@contextmanager
-def catch_sigterm() -> Iterator[list[int]]:
-    """Collect SIGTERM in a list, for a loop to look at between steps; a collector around this one hears it too.
-
-    Who was told to stop is about to end: signals that come after the first do not disturb it, and its exit code stands.
-    They are taken by a handler, since programs that it starts would inherit that they are ignored.
-    """
-    received: list[int] = []
-    if hosts.several():  # jax's own handler tells all of them; see hosts.preempted
-        yield received
-        return
-    before = signal.getsignal(signal.SIGTERM)
-
-    def note(number: int, frame: Any) -> None:
-        received.append(number)
-        if callable(before):
-            before(number, frame)
-
-    signal.signal(signal.SIGTERM, note)
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGTERM, _told_already if received and not callable(before) else before)
-
-
-def _told_already(number: int, frame: Any) -> None:
-    """Do nothing at a signal to stop that comes again."""
