@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gptjax.config import load_config
+from gptjax.data.tokenizer import MODEL_FILE, load_tokenizer
 from gptjax.errors import BadInput
 from gptjax.files import read_json
 from gptjax.hf.load import open_hf
@@ -108,7 +109,8 @@ def _run(path: Path) -> Description:
         "model": _model(config.model),
         "steps": config.steps,
         "tokens a step": config.tokens_per_step,
-        "data": ", ".join(source.corpus for source in config.data.sources) + f" in {config.data.tokenizer}",
+        "data": ", ".join(source.corpus for source in config.data.sources),
+        **({"tokenizer": f"{load_tokenizer(path).vocab_size:,} ids"} if (path / MODEL_FILE).is_file() else {}),
         "optimizer": _changed(config.optim),
     }
     for name in ("env.json", "result.json"):

@@ -241,7 +241,7 @@ def write_facts(sweep: SweepConfig, cells: Plan, directory: Path, manifests: lis
     facts = {
         "title": sweep.title or f"A scaling law of {manifests[0].corpus} text",
         "corpus": ", ".join(manifest.corpus for manifest in manifests),
-        "tokenizer": sweep.base.data.tokenizer,
+        "tokenizer": manifests[0].tokenizer,
         "training tokens available": sum(manifest.splits["train"].tokens for manifest in manifests),
         "bytes per token": round(manifests[0].splits["train"].bytes_per_token, 3),
         "data digest": done[0]["data_digest"] if done else "",
