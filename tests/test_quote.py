@@ -11,7 +11,7 @@ from gptjax.laws.analysis import fit_all
 from gptjax.laws.fit import Choices
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.page import say_sentence
-from gptjax.laws.quote import quote, read_forecast
+from gptjax.laws.quote import as_text, quote, read_forecast
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.table import Runs
 
@@ -141,5 +141,14 @@ def test_a_sentence_in_html_writes_powers_as_one_does_by_hand():
 def test_approaches_that_were_not_fitted_are_named(law):
     alone = deepcopy(law)
     alone["approaches"] = {"parametric": alone["approaches"]["parametric"]}
-    assert quote(alone)["against"].endswith("The isoFLOP and the envelope approach was not fitted.")
+    assert quote(alone)["against"].endswith("The isoFLOP and envelope approaches were not fitted.")
     assert "not fitted" not in quote(law)["against"]
+
+
+def test_a_terminal_is_given_lines_of_its_width(monkeypatch):
+    said = {"law": "N* " * 60, "why": "because"}
+    assert as_text(said) == "N* " * 60 + "\nbecause"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = as_text(said).split("\n")
+    assert lines[-1] == "because" and len(lines) == 4 and max(map(len, lines)) <= 80

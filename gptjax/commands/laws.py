@@ -96,7 +96,7 @@ def run_fit(args: argparse.Namespace) -> None:
     from gptjax.laws import coverage
     from gptjax.laws.analysis import fit_all, require_law
     from gptjax.laws.fit import APPROACHES
-    from gptjax.laws.quote import quote, read_forecast
+    from gptjax.laws.quote import as_text, quote, read_forecast
     from gptjax.laws.table import read_curves, read_runs
 
     table = tables_of(args.table) / "runs.csv" if args.table.is_dir() else args.table
@@ -117,7 +117,7 @@ def run_fit(args: argparse.Namespace) -> None:
         print("\n  ".join([f"{name}: {found['status']}; {describe_fit(found)}", *found["reasons"]]))
     if "coverage" in law:
         print(coverage.describe(law["coverage"]))
-    print("\n".join(["", *law["quote"].values()]))
+    print(f"\n{as_text(law['quote'])}")
 
 
 def describe_fit(found: dict[str, Any]) -> str:
@@ -137,11 +137,12 @@ def run_report(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from gptjax.files import read_json
+    from gptjax.laws.quote import as_text
     from gptjax.laws.report import write_report
 
     with tqdm(total=args.coverage, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
         path = write_report(tables_of(args.dir), choices_of(args), args.coverage, bar.update, args.title)
-    print("\n".join([*read_json(path.with_name("law.json"))["quote"].values(), str(path)]))
+    print(f"{as_text(read_json(path.with_name('law.json'))['quote'])}\n{path}")
 
 
 SERVED = "The run of this loss that costs least to train and to serve together, whatever its training costs"

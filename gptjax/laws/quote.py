@@ -5,6 +5,9 @@ parametric one that is more certain. What agrees with the quoted one is said as 
 is said against it.
 """
 
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,14 @@ def _quoted(law: Json) -> str | None:
         if 2 * _budgets(isoflop) < len(isoflop["budgets"]) and widths[1] < widths[0]:
             return "parametric"
     return sound[0] if sound else None
+
+
+def as_text(said: dict[str, str]) -> str:
+    """Lay the sentences out for standard output: in lines of its width if it is a terminal, else a line each."""
+    if not sys.stdout.isatty():
+        return "\n".join(said.values())
+    width = shutil.get_terminal_size().columns
+    return "\n".join(textwrap.fill(sentence, width, break_on_hyphens=False) for sentence in said.values())
 
 
 def read_forecast(directory: Path) -> Json:
@@ -100,7 +111,8 @@ def _why_words(law: Json, name: str, reasons: list[str]) -> str:
 
 
 def _against_words(reasons: list[str], unfitted: list[str]) -> str:
-    missing = f" The {' and the '.join(unfitted)} approach was not fitted." if unfitted else ""
+    were = "es were" if len(unfitted) > 1 else " was"
+    missing = f" The {' and '.join(unfitted)} approach{were} not fitted." if unfitted else ""
     if reasons:
         return f"Against it: {'; '.join(reasons)}.{missing}"
     return f"Nothing that was checked speaks against it; other text, recipes and conventions were not checked.{missing}"

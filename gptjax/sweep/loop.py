@@ -27,6 +27,7 @@ from gptjax.hosts import agree, is_first
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.coverage import affordable
 from gptjax.laws.predict import NoForecast, forecaster, predict, register, score
+from gptjax.laws.quote import as_text
 from gptjax.laws.report import write_report
 from gptjax.laws.table import Floats, read_runs
 from gptjax.sweep.execute import Executor
@@ -112,7 +113,7 @@ def publish(sweep: SweepConfig, plan: Plan, directory: Path, began: float) -> No
     total = affordable(sum(run.role == "cell" for run in plan.runs))
     with tqdm(total=total, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
         write_report(directory, done=bar.update)
-    print("\n".join(read_json(directory / "law.json")["quote"].values()))
+    print(as_text(read_json(directory / "law.json")["quote"]))
 
 
 def write_tables(cells: Plan, directory: Path) -> None:
