@@ -85,7 +85,7 @@ def test_a_missing_compiler_names_its_extra(monkeypatch):
     with pytest.raises(BadInput, match=r"make install EXTRAS=test,tpu"):
         estimates.estimate(run, parse("v5e:2x2", TABLE))
     answer = estimates.estimate(run, parse("h200:8", TABLE))
-    assert answer["fits"] is None and "gptjax[cuda12]" in answer["why"] and not answer["exchanges_compiled"]
+    assert answer["fits"] is None and "EXTRAS=test,cuda12" in answer["why"] and not answer["exchanges_compiled"]
     assert "by design" in estimates.describe(answer)
 
 

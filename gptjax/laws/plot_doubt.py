@@ -80,7 +80,9 @@ def bootstrap_clouds(law: Json, narrow: bool = False) -> Figure:
     entries = {
         label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=2 if narrow else 3)
+    figure.legend(
+        entries.values(), entries.keys(), loc="outside lower center", ncols=2 if narrow else 3, labelspacing=0.9
+    )
     return figure
 
 
