@@ -163,7 +163,7 @@ def test_branches_of_a_trunk_trained_here_come_before_the_next_trunk(cache, tmp_
 
 
 PROGRAM = """
-import pathlib, sys
+import pathlib, signal, sys
 import conftest
 from functools import partial
 from test_sweep import tiny
@@ -172,6 +172,7 @@ from gptjax.cli import ending
 from gptjax.sweep.local import execute
 from gptjax.sweep.loop import run_sweep
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell may ignore it
     sweep = replace(tiny(sys.argv[1]), sizes=(4, 8), workers=int(sys.argv[3]))
     try:
         run_sweep(sweep, pathlib.Path(sys.argv[2]), partial(execute, workers=sweep.workers))
