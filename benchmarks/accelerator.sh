@@ -40,6 +40,7 @@ while [[ $# -gt 0 ]]; do
   declare "${1#--}=$2"
   shift 2
 done
+[[ -z $tiny ]] || { home=$home/tiny && out=${OUT:-$home/out}; } # a rehearsal has text and results of its own
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
 mkdir -p "$home/results" "$out"
 
