@@ -27,7 +27,7 @@ from gptjax.errors import BadInput
 from gptjax.eval import score as scoring
 from gptjax.eval import tasks as tasking
 from gptjax.eval.estimates import mean, ratio
-from gptjax.eval.made import FROM_TEXT, NAMES, SYNTHETIC, make_task
+from gptjax.eval.made import FROM_TEXT, NAMES, SYNTHETIC, brackets, make_task
 from gptjax.eval.perplexity import doubling, measure, stores_for
 from gptjax.eval.score import Request, Scores, score
 from gptjax.eval.tasks import BETWEEN, Row, Task, encode_pairs, evaluate, prompts, read_task, to_jsonl
@@ -418,8 +418,9 @@ def test_a_bracket_closes_what_is_open(made):
         right = row.choices[row.answer]
         assert sorted(choice[-1] for choice in row.choices) == [")", "]", "}"]
         assert pairs[right[-1]] in row.context + right
-    kinds = Counter(row.choices[row.answer][-1] for row in made["bracket"].rows)
-    assert min(kinds.values()) > 0.1 * len(made["bracket"].rows)  # which depends on the text
+    for text in sources():  # of each text, exactly as many of each kind: a task draws its rows from these
+        kinds = Counter(row.choices[row.answer][-1] for row in brackets(random.Random(0), text, 96))
+        assert len(set(kinds.values())) <= 1 and len(kinds) in (0, 3)
 
 
 def test_a_docstring_is_its_functions_own(made):
