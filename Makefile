@@ -19,7 +19,7 @@ lint: install
 
 aot: install
 	$(RUN)python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[tpu]'
-	$(RUN)python -m pytest tests/test_estimate.py tests/test_collectives.py
+	$(RUN)python -m pytest tests/test_estimate.py tests/test_collectives.py tests/test_splash.py
 
 parity: install
 	$(RUN)python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[hf,eval]'

@@ -228,7 +228,7 @@ def name_of(path: Path, folder: Path) -> str:
 
 
 def arrays(tree: Path) -> list[Any]:
-    from gptjax.train.checkpoint import open_arrays
+    from gptjax.run.checkpoint import open_arrays
 
     opened = sorted(open_arrays(tree).items())
     return [

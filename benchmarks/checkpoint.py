@@ -40,7 +40,7 @@ def write(run: Path, array: int, arrays: int) -> None:
 
     from gptjax.config import RunConfig, SaveConfig, to_json
     from gptjax.files import write_json
-    from gptjax.train.checkpoint import Checkpoints
+    from gptjax.run.checkpoint import Checkpoints
 
     state = jax.tree.map(lambda of: jax.random.normal(jax.random.key(0), of.shape), abstract(array, arrays))
     with ocp.CheckpointManager(run / "plain") as manager:
@@ -58,7 +58,7 @@ def plain_restore(run: Path, array: int, arrays: int) -> object:
 
 
 def our_restore(run: Path, array: int, arrays: int) -> object:
-    from gptjax.train.checkpoint import restore
+    from gptjax.run.checkpoint import restore
 
     return restore(run / "checkpoints", 0, abstract(array, arrays))
 
@@ -73,8 +73,8 @@ def plain_export(run: Path, array: int, arrays: int) -> None:
 
 
 def our_export(run: Path, array: int, arrays: int) -> None:
-    from gptjax.train.checkpoint import open_arrays
-    from gptjax.train.export import stored, write_params
+    from gptjax.run.checkpoint import open_arrays
+    from gptjax.run.export import stored, write_params
 
     write_params(stored(open_arrays(run / "checkpoints" / "0" / "default"), "bfloat16"), run / "our_export")
 
@@ -83,7 +83,7 @@ def measure(work: Callable, run: Path, array: int, arrays: int, out: multiproces
     """Put the peak over what this process held before, in bytes, and the seconds."""
     import jax
 
-    import gptjax.train.export  # noqa: F401  what is imported is not what is measured
+    import gptjax.run.export  # noqa: F401  what is imported is not what is measured
 
     jax.device_put(0.0).block_until_ready()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here

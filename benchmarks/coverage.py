@@ -23,7 +23,7 @@ from gptjax.laws.isoflop import isoflop
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.table import PAIRED, Floats
 from gptjax.laws.uncertainty import bootstrap, noise_of_one
-from gptjax.train.validation import paired_errors
+from gptjax.run.validation import paired_errors
 
 NOISES = (0.004, 0.01, 0.02)  # of log loss
 CLAIMS = {"nothing": None, "a quarter": 0.25, "twice": 2.0}  # of the truth, in column loss_se

@@ -34,15 +34,16 @@ import numpy as np
 import sentencepiece as spm
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gptjax.batch import Batch
 from gptjax.data import feed
 from gptjax.data import store as store_module
 from gptjax.data.corpora import documents
 from gptjax.data.loader import Loader
-from gptjax.data.objectives import Batch
 from gptjax.data.store import build_store, open_store
 from gptjax.data.tokenizer import MODEL_FILE, train_sentencepiece
 from gptjax.files import write_json
-from gptjax.sharding import MeshConfig, make_mesh
+from gptjax.mesh import make_mesh
+from gptjax.sharding import MeshConfig
 
 SHAPES = ((8, 64), (16, 256), (64, 1024))
 STEPS_PER_CALL = (1, 20)

@@ -17,6 +17,7 @@ from gptjax.config import RunConfig
 from gptjax.devices import devices
 from gptjax.estimate.estimate import Json, estimate
 from gptjax.estimate.topology import parse
+from gptjax.execution import Execution
 from gptjax.files import plain, write_json
 from gptjax.models.presets import preset
 from gptjax.sharding import MeshConfig
@@ -54,8 +55,8 @@ HEADER = (
 
 
 def pair(name: str, topology: str, mesh: dict[str, int], batch: int, remat: Literal["none", "full"]) -> Json:
-    model = replace(preset(name), dtype="bfloat16", vocab_multiple=128, remat=remat)
-    run = RunConfig(model=model, batch=batch, mesh=MeshConfig(**{"data": 1, **mesh}))
+    model, execution = replace(preset(name), dtype="bfloat16"), Execution(remat=remat, vocab_multiple=128)
+    run = RunConfig(model=model, execution=execution, batch=batch, mesh=MeshConfig(**{"data": 1, **mesh}))
     return {"shape": name, **estimate(run, parse(topology, devices()))}
 
 

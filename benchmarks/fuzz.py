@@ -56,7 +56,7 @@ def read_config(path: Path) -> None:
 
 def result() -> dict[str, Any]:
     from gptjax.files import plain
-    from gptjax.train.result import Result
+    from gptjax.run.result import Result
 
     numbers = {"seed": 0, "tokens": 9, "tokens_paid": 9, "steps": 3, "epochs": 0.1, "seconds": 1.0}
     losses = {"loss": 3.0, "loss_se": 0.1, "bits_per_byte": 1.5, "evals": {"python": {"loss": 3.0}}}
@@ -77,7 +77,7 @@ def row_json() -> list[bytes]:
 
 def read_result(path: Path) -> None:
     from gptjax.config import from_file
-    from gptjax.train.result import Result
+    from gptjax.run.result import Result
 
     from_file(Result, path)
 
@@ -91,13 +91,13 @@ def read_row(path: Path) -> None:
 
 
 def read_lease(path: Path) -> None:
-    from gptjax import leases
+    from gptjax.jobs import leases
 
     leases.is_held(path.parent)
 
 
 def read_metrics_file(path: Path) -> None:
-    from gptjax.train.metrics import read_metrics
+    from gptjax.run.metrics import read_metrics
 
     read_metrics(path)
 
@@ -156,7 +156,7 @@ def tensors() -> list[bytes]:
 
 
 def read_tensors(path: Path) -> None:
-    from gptjax.hf.safetensors import open_tensors
+    from gptjax.hf.tensor_files import open_tensors
 
     open_tensors(path.parent)
 

@@ -31,17 +31,17 @@ PROMPT, NEW = 64, 128
 def ours(shape: Shape, weights: Path, bfloat16: bool) -> Any:
     import jax
 
-    from gptjax.allocator import keep_freed_memory
     from gptjax.generate import Sampling, generate
+    from gptjax.jobs.process import keep_freed_memory
     from gptjax.models.gpt import GPTConfig
 
     keep_freed_memory()
-    config = GPTConfig(
+    model = GPTConfig(
         shape.vocab, shape.context, shape.d_model, shape.layers, shape.heads,
         dtype="bfloat16" if bfloat16 else "float32",
-    )  # fmt: skip
+    ).build()  # fmt: skip
     params = jax.tree.map(jax.numpy.asarray, read_weights(weights))
-    return lambda prompts: np.stack(generate(params, config, list(prompts), NEW, Sampling(temperature=0.0)))
+    return lambda prompts: np.stack(generate(params, model, list(prompts), NEW, Sampling(temperature=0.0)))
 
 
 def theirs(shape: Shape, weights: Path, bfloat16: bool) -> Any:

@@ -24,12 +24,14 @@ from gptjax.devices import devices
 from gptjax.estimate.collectives import collectives, executed
 from gptjax.estimate.estimate import Json, memory_of
 from gptjax.estimate.topology import Topology, parse
+from gptjax.execution import Execution
 from gptjax.files import plain, write_json
+from gptjax.kernels.loss import head_parts
+from gptjax.mesh import make_mesh
 from gptjax.models.presets import preset
-from gptjax.sharding import Layout, MeshConfig, make_mesh, use
-from gptjax.train.loss import head_parts
+from gptjax.sharding import Layout, MeshConfig, use
 from gptjax.train.optim import without_schedule
-from gptjax.train.step import make_programs
+from gptjax.train.programs import make_programs
 
 ON_ONE = tuple(  # shape, sequences, remat, attention
     (shape, batch, remat, attention)
@@ -59,17 +61,18 @@ def compiled(
     options: dict[str, bool],
 ) -> Json:
     """Compile a step and read its text: bytes on a chip, kernels and collectives of a step."""
-    model = replace(preset(shape), dtype="bfloat16", vocab_multiple=128, remat=remat, attention=attention)
-    run = RunConfig(model=model, batch=batch, mesh=MeshConfig(**mesh))
+    model = replace(preset(shape), dtype="bfloat16")
+    execution = Execution(remat=remat, attention=attention, vocab_multiple=128)
+    run = RunConfig(model=model, execution=execution, batch=batch, mesh=MeshConfig(**mesh))
     layout = Layout(make_mesh(run.mesh, topology.devices()), run.rules)
-    programs = make_programs(model, without_schedule(run.optim), layout, 0.0, 1)
+    programs = make_programs(model, execution, without_schedule(run.optim), layout, 0.0, 1)
     begun = time.perf_counter()
-    lowered = programs.train.lower(*programs.example(1, batch, model.context, segments=False))  # type: ignore[attr-defined]
+    lowered = programs.train.lower(*programs.example(1, batch, model.context, run.data))  # type: ignore[attr-defined]
     step = lowered.compile(compiler_options=options)
     seconds = time.perf_counter() - begun
     hlo, memory = step.as_text(), step.memory_analysis()
     with use(layout):
-        parts = head_parts((batch, model.context, model.padded_vocab))
+        parts = head_parts((batch, model.context, execution.padded(model.vocab_size)))
     found, unknown = collectives(hlo, topology.chips)
     behind = hidden_behind(hlo)
     return {

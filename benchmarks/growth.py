@@ -28,28 +28,31 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import LogLocator, StrMethodFormatter
 
-from gptjax.allocator import keep_freed_memory
-from gptjax.commands.given import load
+from gptjax.batch import Batch
+from gptjax.commands.arguments import load
 from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.loader import DataConfig, Source
-from gptjax.data.objectives import Batch
+from gptjax.execution import Execution
 from gptjax.files import read_json, write_json
+from gptjax.fingerprint import fingerprint
+from gptjax.jobs.process import keep_freed_memory
 from gptjax.laws.report import write_report
-from gptjax.models.count import count, flops_per_token, model_flops
+from gptjax.mesh import make_mesh
 from gptjax.models.gpt import GPTConfig
-from gptjax.question import fingerprint
-from gptjax.sharding import Layout, MeshConfig, make_mesh
+from gptjax.run.begin import programs_of
+from gptjax.run.loop import train
+from gptjax.run.metrics import read_metrics
+from gptjax.run.result import Result
+from gptjax.sharding import Layout, MeshConfig
 from gptjax.sweep.execute import Queue
 from gptjax.sweep.follow import status
 from gptjax.sweep.ledger import Ledger
 from gptjax.sweep.loop import write_tables
 from gptjax.sweep.plan import Plan, PlannedRun, SweepConfig, make_plan
-from gptjax.train.loop import programs_of, train
-from gptjax.train.metrics import read_metrics
 from gptjax.train.optim import OptimConfig
-from gptjax.train.result import Result
 
-MODEL = GPTConfig(vocab_size=512, context=128, d_model=128, n_layers=4, n_heads=4, bias=False, scan=False)
+MODEL = GPTConfig(vocab_size=512, context=128, d_model=128, n_layers=4, n_heads=4, bias=False)
+EXECUTION = Execution(scan=False)
 CELLS = (100, 1_000, 12_000)
 WIDTHS, CONTEXTS, DEVICES = (32, 64, 128, 256, 512), (64, 128, 256, 512, 1024, 2048), (1, 2, 4, 8)
 TOKENS, STEPS, TURNS = 4096, 2, 5  # a step, a call, and calls
@@ -58,7 +61,8 @@ RUN_STEPS, LINES = 4000, 40
 
 def seconds_per_token(model: GPTConfig, devices: int = 1) -> float:
     """Return the median over a few calls of training at so many tokens a step."""
-    config = RunConfig(model=model, batch=TOKENS // model.context, mesh=MeshConfig(data=1, fsdp=devices))
+    mesh = MeshConfig(data=1, fsdp=devices)
+    config = RunConfig(model=model, execution=EXECUTION, batch=TOKENS // model.context, mesh=mesh)
     programs = programs_of(config, Layout(make_mesh(config.mesh), config.rules))
     state = programs.init(jax.random.key(0))
     shape = (STEPS, config.batch, model.context)
@@ -74,7 +78,7 @@ def seconds_per_token(model: GPTConfig, devices: int = 1) -> float:
 
 def against_flops(models: dict[int, GPTConfig]) -> Iterator[dict[str, float]]:
     """Measure models by what is varied, beside the FLOPs of a token with causal attention."""
-    flops = {x: model_flops(model, model.context) for x, model in models.items()}
+    flops = {x: model.cost(model.context).useful for x, model in models.items()}
     for x, model in models.items():
         yield {"x": x, "seconds": seconds_per_token(model), "flops": flops[x]}
 
@@ -93,6 +97,7 @@ def over_steps(steps: int) -> Iterator[dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         config = RunConfig(
             model=replace(MODEL, d_model=32, n_layers=2, context=64),
+            execution=EXECUTION,
             data=DataConfig((Source("markov:states=8,documents=4000"),), "bytes", cache=folder),
             optim=OptimConfig(schedule="constant", warmup=10),
             batch=8,
@@ -157,11 +162,11 @@ def phases(sweep: SweepConfig, directory: Path) -> dict[str, float]:
 
 def simulated(run: PlannedRun, noise: np.random.Generator) -> dict[str, Any]:
     """Return the row of a run as it would stand in the ledger, its loss from a law with a noise of 0.3 %."""
-    model = run.config.model
+    cost = run.config.model.cost(run.config.model.context)
     loss = (1.3 + 63 / run.params**0.406 + 45 / run.tokens**0.266) * float(np.exp(0.003 * noise.standard_normal()))
     result = Result(
         status="done", reason="", fingerprint=fingerprint(run.config), data_digest="none", seed=0,
-        params=asdict(count(model)), flops_per_token=flops_per_token(model, model.context), tokens=run.tokens,
+        params={**cost.params, "padding": cost.padding}, flops_per_token=dict(cost.flops), tokens=run.tokens,
         tokens_paid=run.tokens, steps=run.config.steps, epochs=0.1, loss=loss, loss_se=0.003, bits_per_byte=loss,
         evals={}, seconds=run.seconds, device="none",
     )  # fmt: skip

@@ -39,19 +39,18 @@ def write(folder: Path, layers: int, width: int) -> None:
     from gptjax.config import RunConfig, SaveConfig, to_json
     from gptjax.data.tokenizer import ByteTokenizer
     from gptjax.files import write_json
-    from gptjax.models.gpt import gpt
-    from gptjax.train.checkpoint import Checkpoints
+    from gptjax.run.checkpoint import Checkpoints
 
     config = llama(layers, width)
     with Checkpoints(folder / "run" / "checkpoints", SaveConfig()) as checkpoints:
-        checkpoints.save(0, {"params": gpt(config).init(jax.random.key(0))})
+        checkpoints.save(0, {"params": config.build().init(jax.random.key(0))})
     write_json(folder / "run" / "config.json", to_json(RunConfig(model=config)))
     ByteTokenizer().save(folder / "run")
 
 
 def export_hf(folder: Path) -> None:
     from gptjax.hf.export import export_hf
-    from gptjax.train.weights import saved_model
+    from gptjax.run.weights import saved_model
 
     export_hf(saved_model(folder / "run"), folder / "hf", verified=False)
 
@@ -63,8 +62,8 @@ def import_hf(folder: Path) -> None:
 
 
 def export_orbax(folder: Path) -> None:
-    from gptjax.train.export import export
-    from gptjax.train.weights import saved_model
+    from gptjax.run.export import export
+    from gptjax.run.weights import saved_model
 
     export(saved_model(folder / "weights"), folder / "orbax", "bfloat16")
 
@@ -79,11 +78,11 @@ def measure(work: Callable, folder: Path, out: multiprocessing.Queue) -> None:
     """Put the peak over what this process held before, in bytes, and the seconds."""
     import jax
 
-    from gptjax.hf.families import family_of, tensors_of  # what is imported is not what is measured
+    from gptjax.hf.architectures import architecture_of, tensors_of  # what is imported is not what is measured
 
     if work is by_transformers:
         import transformers.models.llama.modeling_llama  # noqa: F401
-    tensors_of(llama(1, 64), family_of(llama(1, 64)))
+    tensors_of(llama(1, 64), architecture_of(llama(1, 64)))
     jax.device_put(0.0).block_until_ready()
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
     before, began = memory("VmRSS"), time.perf_counter()
@@ -95,10 +94,8 @@ def table(layers: int, width: int) -> list[dict]:
     """Return a row for each way."""
     import jax
 
-    from gptjax.models.gpt import gpt
-
     spawn = multiprocessing.get_context("spawn")
-    sizes = [4 * s.size for s in jax.tree.leaves(jax.eval_shape(gpt(llama(layers, width)).init, jax.random.key(0)))]
+    sizes = [4 * s.size for s in jax.tree.leaves(jax.eval_shape(llama(layers, width).build().init, jax.random.key(0)))]
     rows = []
     with tempfile.TemporaryDirectory() as name:
         writer = spawn.Process(target=write, args=(Path(name), layers, width))

@@ -10,16 +10,18 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
-from gptjax.commands.given import writable
+from gptjax.commands.arguments import writable
 from gptjax.config import RunConfig
 from gptjax.devices import devices
 from gptjax.estimate.estimate import Json, estimate
 from gptjax.estimate.topology import parse
+from gptjax.execution import Execution
 from gptjax.files import plain, write_json
 from gptjax.models.presets import preset
 from gptjax.sharding import MeshConfig, Rules
 
-MODEL = replace(preset("gpt2"), context=2048, dtype="bfloat16", remat="full", vocab_multiple=128)
+MODEL = replace(preset("gpt2"), context=2048, dtype="bfloat16")
+EXECUTION = Execution(remat="full", vocab_multiple=128)
 SEQUENCE = Rules(stream=("context", "tensor"))
 LAYOUTS = (  # what it is called, mesh, rules
     ("copies", MeshConfig(data=8), Rules()),
@@ -60,7 +62,7 @@ def main() -> None:
     print(" | ".join(HEADER))
     found: dict[str, Json] = {}
     for name, mesh, rules in LAYOUTS:
-        config = RunConfig(model=MODEL, batch=args.batch, mesh=mesh, rules=rules)
+        config = RunConfig(model=MODEL, execution=EXECUTION, batch=args.batch, mesh=mesh, rules=rules)
         found[name] = estimate(config, topology)
         print(" | ".join(row(name, found[name], found["copies"])), flush=True)
     if args.json:

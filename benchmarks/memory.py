@@ -28,13 +28,14 @@ TRY_SECONDS = 120  # one try, compiling included
 
 def config_of(shape: Shape, remat: str, bfloat16: bool) -> Any:
     from gptjax.config import RunConfig
+    from gptjax.execution import Execution
     from gptjax.models.gpt import GPTConfig
 
     model = GPTConfig(
         shape.vocab, shape.context, shape.d_model, shape.layers, shape.heads,
-        dtype="bfloat16" if bfloat16 else "float32", remat=remat,
+        dtype="bfloat16" if bfloat16 else "float32",
     )  # fmt: skip
-    return RunConfig(model=model, batch=shape.batch, steps=1000)
+    return RunConfig(model=model, execution=Execution(remat=remat), batch=shape.batch, steps=1000)
 
 
 def take_steps(config: Any) -> dict[str, Any]:
@@ -42,9 +43,10 @@ def take_steps(config: Any) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from gptjax.data.objectives import Batch
-    from gptjax.sharding import Layout, make_mesh
-    from gptjax.train.loop import programs_of
+    from gptjax.batch import Batch
+    from gptjax.mesh import make_mesh
+    from gptjax.run.begin import programs_of
+    from gptjax.sharding import Layout
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     programs = programs_of(config, Layout(make_mesh(config.mesh, jax.devices()[:1]), config.rules))

@@ -3,7 +3,7 @@
     python benchmarks/pack.py [--widths 16,32,64,128] [--json FILE]
 
 The quick sweep's recipe: 512 tokens a step, 20 steps a call, on all devices. Programs take turns; the ratio is that of
-one run alone over its share of a pack, above 1 a gain. train/pack.py makes the same comparison in every sweep.
+one run alone over its share of a pack, above 1 a gain. sweep/pack.py makes the same comparison in every sweep.
 """
 
 import argparse
@@ -17,12 +17,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from gptjax.allocator import keep_freed_memory
-from gptjax.data.objectives import Batch
+from gptjax.batch import Batch
 from gptjax.files import write_json
-from gptjax.sharding import Layout, make_mesh
-from gptjax.train.loop import programs_of
-from gptjax.train.pack import compile_pack
+from gptjax.jobs.process import keep_freed_memory
+from gptjax.mesh import make_mesh
+from gptjax.run.begin import programs_of
+from gptjax.sharding import Layout
+from gptjax.sweep.pack import compile_pack
 
 QUICK = Path(__file__).parents[1] / "experiments" / "chinchilla" / "quick.py"
 RUNS, TURNS = (2, 4, 8), 5

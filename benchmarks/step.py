@@ -5,7 +5,7 @@
 Each alternative (peers.py) has a process of its own and waits there for its turn: A B C D A B C D. All start from our
 weights, see the same batches, and must agree on the losses of the first steps. FLOPs are the analytic ones of a
 training step, and the limit is what a matmul of the same machine reaches in the same turns. "kept" are alternatives
-with the allocator's settings that we run with (gptjax/allocator.py), which they do not have on their own. "products"
+with the allocator's settings that we run with (gptjax/jobs/process.py), which they do not have on their own. "products"
 are the matmuls of the step alone, by jax or torch.
 """
 
@@ -39,20 +39,23 @@ PAUSE = 0.5  # seconds between turns, in which threads that still wait for work 
 def ours(shape: Shape, weights: Path, bfloat16: bool) -> Step:
     import jax
 
-    from gptjax.allocator import keep_freed_memory
-    from gptjax.data.objectives import Batch
+    from gptjax.batch import Batch
+    from gptjax.execution import Execution
+    from gptjax.jobs.process import keep_freed_memory
+    from gptjax.mesh import make_mesh
     from gptjax.models.gpt import GPTConfig
-    from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh
+    from gptjax.sharding import Layout, MeshConfig, Rules
     from gptjax.train.optim import OptimConfig
-    from gptjax.train.step import make_programs
+    from gptjax.train.programs import make_programs
 
     keep_freed_memory()
     config = GPTConfig(
         shape.vocab, shape.context, shape.d_model, shape.layers, shape.heads,
-        scan=None if bfloat16 else False, dtype="bfloat16" if bfloat16 else "float32",
+        dtype="bfloat16" if bfloat16 else "float32",
     )  # fmt: skip
+    execution = Execution(scan=None if bfloat16 else False)
     optim = OptimConfig(b1=BETAS[0], b2=BETAS[1], eps=EPS, weight_decay=DECAY, clip=1.0)
-    programs = make_programs(config, optim, Layout(make_mesh(MeshConfig()), Rules()), 0.0, 1)
+    programs = make_programs(config, execution, optim, Layout(make_mesh(MeshConfig()), Rules()), 0.0, 1)
     state = programs.init(jax.random.key(0))
     flat, _ = jax.tree.flatten_with_path(state.params)
     np.savez(weights, **{jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(w) for path, w in flat})
@@ -157,7 +160,7 @@ def serve(name: str, shape: Shape, weights: Path, bfloat16: bool, pipe: Any) -> 
         step = ours(shape, weights, bfloat16)
     elif name.startswith("torch"):
         if name.endswith("kept"):
-            from gptjax.allocator import keep_freed_memory
+            from gptjax.jobs.process import keep_freed_memory
 
             keep_freed_memory()
         step = torch_step(shape, read_weights(weights), compiled="compile" in name, bfloat16=bfloat16)

@@ -8,7 +8,7 @@ then on; the conventional way compiles in every process. The data are tokenized 
 compared with what the cooled-down branches reach, cell by cell: a run for each cell would be worth its cost only if it
 reached less. With several peaks, multiples of the plan's, cosine runs are trained at each and a cell's best counts;
 the time is that of the first. With several seeds each cell is trained as often; one worker may then pack them
-(train/pack.py).
+(sweep/pack.py).
 """
 
 import argparse
@@ -40,7 +40,7 @@ SMALL_SIZES, SMALL_BUDGETS = (16, 32, 64), (1e11, 2.4e11, 5.5e11)
 OURS = """
 import sys
 from pathlib import Path
-from gptjax.commands.given import use_compilation_cache
+from gptjax.commands.arguments import use_compilation_cache
 use_compilation_cache()
 from gptjax.sweep.local import execute
 from gptjax.sweep.plan import Plan
@@ -51,7 +51,7 @@ CONVENTIONAL = """
 import sys
 from pathlib import Path
 from gptjax.config import load_config
-from gptjax.train.loop import train
+from gptjax.run.loop import train
 train(load_config(Path(sys.argv[1])), Path(sys.argv[2]))
 """
 

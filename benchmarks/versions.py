@@ -64,7 +64,10 @@ def sweep():
 """
 FINGERPRINTS = """
 import json, runpy, sys
-from gptjax.question import fingerprint
+try:
+    from gptjax.fingerprint import fingerprint
+except ImportError:  # its name until 2026-11-29
+    from gptjax.question import fingerprint
 from gptjax.sweep.plan import SweepConfig, make_plan
 
 found = {}
@@ -143,7 +146,7 @@ class Pair:
     def weights(self, directory: str) -> dict[str, str]:
         """Return a hash of each array of the newest checkpoint of a run, or of a folder of weights."""
         code = (
-            "import hashlib, json, sys; from pathlib import Path; from gptjax.train.weights import saved_model; "
+            "import hashlib, json, sys; from pathlib import Path; from gptjax.run.weights import saved_model; "
             "arrays = saved_model(Path(sys.argv[1])).arrays; print('HASHES' + json.dumps({name: hashlib.sha256("
             "array.read().result().tobytes()).hexdigest() for name, array in arrays.items()}))"
         )

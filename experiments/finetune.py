@@ -21,8 +21,8 @@ from pathlib import Path
 
 from gptjax.config import EvalConfig, InitFrom, RunConfig, SaveConfig, load_config
 from gptjax.data.loader import DataConfig, Source
+from gptjax.train.adapters import TuneConfig
 from gptjax.train.optim import OptimConfig
-from gptjax.train.tune import TuneConfig
 
 BASE = Path("runs/tiny")
 PAIRS = Path("runs/names.jsonl")

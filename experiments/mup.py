@@ -9,6 +9,7 @@ parametrization, and stays under muP (Yang et al. 2022, Figure 1). Measured numb
 
 from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.loader import DataConfig, Source
+from gptjax.execution import Execution
 from gptjax.models.gpt import GPTConfig
 from gptjax.sweep.plan import Speed, SweepConfig
 from gptjax.train.optim import OptimConfig
@@ -28,7 +29,6 @@ def shape(width: int, mup_width: int = 0) -> GPTConfig:
         bias=False,
         positions="rope",
         init_std=0.0,
-        scan=False,
         mup_width=mup_width,
     )
 
@@ -38,6 +38,7 @@ def standard(mup_width: int = 0) -> SweepConfig:
         base=RunConfig(
             data=DataConfig(sources=(Source("python"),), tokenizer="sentencepiece:512"),
             optim=OptimConfig(schedule="cosine", weight_decay=0.1),
+            execution=Execution(scan=False),
             steps_per_call=20,
             log_every=20,
             evaluate=EvalConfig(sequences=1024, batch=64),

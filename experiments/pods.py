@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.loader import DataConfig, Source
+from gptjax.execution import Execution
 from gptjax.models.presets import preset
 from gptjax.sharding import MeshConfig
 from gptjax.train.optim import OptimConfig
@@ -21,7 +22,7 @@ from gptjax.train.optim import OptimConfig
 
 def on_a_pod(name: str, *, tokens: float, batch: int, lr: float, mesh: MeshConfig) -> RunConfig:
     """Train a published shape on so many tokens, in batches of so many sequences."""
-    model = replace(preset(name), dtype="bfloat16", remat="full", vocab_multiple=128)
+    model = replace(preset(name), dtype="bfloat16")
     steps = round(tokens / batch / model.context)
     return RunConfig(
         model=model,
@@ -31,6 +32,7 @@ def on_a_pod(name: str, *, tokens: float, batch: int, lr: float, mesh: MeshConfi
         steps=steps,
         evaluate=EvalConfig(sequences=2048, batch=512),
         save=SaveConfig(every=500),
+        execution=Execution(remat="full", vocab_multiple=128),
         mesh=mesh,
     )
 

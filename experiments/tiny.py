@@ -6,6 +6,7 @@ Devices: a CPU. Expected: about 2.8 nats a token.
 """
 
 from gptjax.config import EvalConfig, RunConfig, SaveConfig
+from gptjax.execution import Execution
 from gptjax.models.gpt import GPTConfig
 from gptjax.train.optim import OptimConfig
 
@@ -22,8 +23,8 @@ def run() -> RunConfig:
             bias=False,
             positions="rope",
             init_std=0.0,
-            scan=False,
         ),
+        execution=Execution(scan=False),
         optim=OptimConfig(lr=4e-3, schedule="wsd", warmup=50),
         batch=16,
         steps=1000,

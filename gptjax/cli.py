@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from gptjax.commands import evaluation, hardware, laws, training, weights
-from gptjax.commands.given import Run, check_outputs, local_path
-from gptjax.errors import BadInput, ending
+from gptjax.commands.arguments import Action, check_outputs, local_path
+from gptjax.errors import BadInput, exit_code_of
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"gptjax {version('gptjax')}, jax {version('jax')}")
     verbs = top.add_subparsers(dest="verb", required=True, parser_class=Parser, metavar="VERB")
 
-    def verb(name: str, run: Run, text: str) -> argparse.ArgumentParser:
+    def verb(name: str, run: Action, text: str) -> argparse.ArgumentParser:
         sub = verbs.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         return sub
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a verb; a mistake in the input is one line and exit code 2."""
+    """Action a verb; a mistake in the input is one line and exit code 2."""
     with suppress(AttributeError):  # there may be no standard output, or a stand-in for one
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (BadInput, OSError, KeyboardInterrupt) as error:
-        code, line = ending(error) or (1, str(error))
+        code, line = exit_code_of(error) or (1, str(error))
         if line:
             print(f"gptjax: {line}", file=sys.stderr)
         sys.exit(code)

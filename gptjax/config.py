@@ -3,7 +3,9 @@
 import dataclasses
 import difflib
 import json
-from collections.abc import Callable, Hashable
+import runpy
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -14,14 +16,17 @@ from cattrs.gen import make_dict_structure_fn
 from cattrs.preconf.json import make_converter
 
 from gptjax.data.loader import DataConfig, Source
+from gptjax.data.objectives import OBJECTIVES, Objective
 from gptjax.errors import BadInput
+from gptjax.execution import Execution
 from gptjax.fields import check_values, in_words
 from gptjax.files import read_json
-from gptjax.models.gpt import GPTConfig
-from gptjax.question import difference, fingerprint, gained, how
+from gptjax.fingerprint import difference, fingerprint, gained, how
+from gptjax.models.families import DEFAULT, FAMILIES
+from gptjax.models.model import ModelConfig
 from gptjax.sharding import MeshConfig, Rules
+from gptjax.train.adapters import TuneConfig
 from gptjax.train.optim import OptimConfig
-from gptjax.train.tune import TuneConfig
 
 T = TypeVar("T")
 
@@ -72,7 +77,7 @@ class InitFrom:
 
     `run` is a place: a path from the directory that this run's lies in, or an absolute one. `trajectory` says what is
     there. Of a state it is the fingerprint of that run but for its length. For weights, which may be a folder of
-    weights too, it is filled in when the run begins (train/origin.py), and a step of 0 is the newest.
+    weights too, it is filled in when the run begins (run/initial_weights.py), and a step of 0 is the newest.
     """
 
     run: str = field(metadata={"how": True})
@@ -90,7 +95,7 @@ class InitFrom:
 class RunConfig:
     """One training run: the question (what is trained on what) and, marked `how`, the way to answer."""
 
-    model: GPTConfig = GPTConfig()
+    model: ModelConfig = FAMILIES[DEFAULT]()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     batch: int = 32  # sequences a step, of model.context tokens each
@@ -101,6 +106,7 @@ class RunConfig:
     tune: TuneConfig = gained(TuneConfig())
     evaluate: EvalConfig = EvalConfig()
     save: SaveConfig = how(SaveConfig())
+    execution: Execution = how(Execution())
     accumulate: int = how(1)  # parts in which a batch is taken, one after the other, to save memory
     steps_per_call: int = how(1)  # steps that one call of the compiled program takes
     log_every: int = how(10)  # steps between lines of metrics
@@ -164,6 +170,72 @@ _converter.register_structure_hook(
 )
 
 
+def _tagged(kind: type, tag: str, table: Mapping[str, type], default: str) -> None:
+    """Read and write what is one of several classes by a field that names it; text alone is a class's defaults."""
+
+    def structure(value: Any, _: Any) -> Any:
+        value = {tag: value} if type(value) is str else value
+        name = str(value.get(tag, default)) if isinstance(value, dict) else ""
+        if name not in table:
+            raise TypeError(f"{tag} = {name!r} is not one of {', '.join(table)}")
+        return _converter.structure(value, table[name])
+
+    _converter.register_structure_hook_func(lambda t: t is kind, structure)
+    _converter.register_unstructure_hook_func(
+        lambda t: t is kind, lambda value: _converter.unstructure(value, unstructure_as=type(value))
+    )
+
+
+_tagged(ModelConfig, "family", FAMILIES, DEFAULT)
+_tagged(Objective, "kind", OBJECTIVES, "causal")
+
+
+_own: list[str] = []  # files of the user's that have added a row to the table of families or of objectives
+
+
+@contextmanager
+def noting_rows(file: Path) -> Iterator[None]:
+    """Note whether a file that is loaded inside adds rows to the tables: workers of a sweep must load it too."""
+    before = {**FAMILIES, **OBJECTIVES}
+    yield
+    if {**FAMILIES, **OBJECTIVES} != before:
+        _own.append(str(file.resolve()))
+
+
+def own_files() -> tuple[str, ...]:
+    """Return the files that have added rows."""
+    return tuple(dict.fromkeys(_own))
+
+
+def load_own(files: Iterable[str]) -> None:
+    """Load in another process what `own_files` named there."""
+    for file in files:
+        runpy.run_path(file)
+
+
+# Fields of a run's model, before gptjax told how a model is computed from what it is: files of then are still read.
+MOVED = ("remat", "attention", "microbatches", "scan", "vocab_multiple")
+
+
+def moved(model: Any) -> tuple[Any, dict[str, Any]]:
+    """Take out of a model's JSON what belongs to its execution today."""
+    if not isinstance(model, dict):
+        return model, {}
+    return {k: v for k, v in model.items() if k not in MOVED}, {k: v for k, v in model.items() if k in MOVED}
+
+
+def _structure_run(value: Any, kind: type) -> Any:
+    if isinstance(value, dict) and isinstance(value.get("execution", {}), dict):
+        model, execution = moved(value.get("model"))
+        if execution:
+            value = value | {"model": model, "execution": execution | value.get("execution", {})}
+    return _run(value, kind)
+
+
+_run = make_dict_structure_fn(RunConfig, _converter, _cattrs_forbid_extra_keys=True)
+_converter.register_structure_hook(RunConfig, _structure_run)
+
+
 def to_json(config: Any) -> dict[str, Any]:
     return _converter.unstructure(config)
 
@@ -222,6 +294,8 @@ def override(config: T, assignments: list[str]) -> T:
         if not equals:
             raise BadInput(f"--set {assignment!r} has no '='; write it as optim.lr=3e-4")
         *parents, last = path.split(".")
+        if last in MOVED and parents[-1:] == ["model"]:
+            parents[-1] = "execution"
         branch = tree
         for name in parents:
             branch = branch.setdefault(name, {})

@@ -5,7 +5,7 @@ class BadInput(ValueError):
     """Report a mistake in what the user gave; the command line prints it as one line and exits with 2."""
 
 
-def ending(error: BaseException) -> tuple[int, str] | None:
+def exit_code_of(error: BaseException) -> tuple[int, str] | None:
     """Return the exit code and the line that an error ends a command with; None for a bug, which has a traceback."""
     if isinstance(error, BadInput):
         return 2, str(error)

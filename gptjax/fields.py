@@ -101,4 +101,4 @@ def in_words(kind: Any) -> str:
         return "a function"
     if kind is Hashable or kind is Any:
         return "a number or text"
-    return f"a {kind.__name__}" if isinstance(kind, type) else str(kind)
+    return f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}" if isinstance(kind, type) else str(kind)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from gptjax import storage
 from gptjax.errors import BadInput
+from gptjax.jobs import storage
 
 
 def write_file(path: Path, content: str | bytes, *, replace: bool = True) -> None:

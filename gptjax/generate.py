@@ -1,6 +1,6 @@
-"""Continue prompts: a prefill, then one compiled loop that decodes from a cache until every row has stopped.
+"""Continue prompts: read them, then decode in one compiled loop until every row has stopped.
 
-Shapes: B batch, T prompt, V vocab, S columns of the cache. Prompts are padded on the left, so that all end together.
+Shapes: B batch, T prompt, V vocab. Prompts are padded on the left, so that all end together.
 """
 
 import math
@@ -13,14 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from gptjax.errors import BadInput
-from gptjax.models.cache import Cache, empty_cache
-from gptjax.models.gpt import GPTConfig, gpt
+from gptjax.kernels.choice import kernels_of
+from gptjax.mesh import make_mesh
+from gptjax.models.model import Decoder, Model, State
 from gptjax.params import Params
-from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh, use
+from gptjax.sharding import Layout, MeshConfig, Rules, use
 
 COLDEST = 1e-6  # a temperature: logits divided by less leave the range of float32
 STRONGEST = 1000.0  # a repetition penalty
-ROUNDED = 64  # columns: caches of nearly one length share a compiled program
+ROUNDED = 64  # room for tokens is rounded up to this, so that prompts of nearly one length share a compiled program
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,8 @@ class Sampling:
 class Decoding:
     """Where a batch has got to."""
 
-    cache: Cache
-    token_B: jax.Array  # drawn, and not yet in the cache
+    state: State  # the model's own: what it keeps of the tokens that it has read
+    token_B: jax.Array  # drawn, and not yet read
     done_B: jax.Array  # whether a row has stopped
     seen_BV: jax.Array  # whether a token is in a row
     keys_B: jax.Array  # of the rows' randomness: what a row draws does not depend on the others
@@ -60,7 +61,7 @@ class Decoding:
 
 def generate(
     params: Params,
-    config: GPTConfig,
+    model: Model,
     prompts: Sequence[np.ndarray],
     new_tokens: int,
     sampling: Sampling = Sampling(),
@@ -73,13 +74,13 @@ def generate(
 
     Raises BadInput where a prompt is empty, holds an unknown id, or leaves no room for the answer in the context.
     """
-    parts = list(stream(params, config, prompts, new_tokens, sampling, stop=stop, seed=seed, layout=layout))
+    parts = list(stream(params, model, prompts, new_tokens, sampling, stop=stop, seed=seed, layout=layout))
     return [np.concatenate([part[row] for part in parts]) for row in range(len(prompts))]
 
 
 def stream(
     params: Params,
-    config: GPTConfig,
+    model: Model,
     prompts: Sequence[np.ndarray],
     new_tokens: int,
     sampling: Sampling = Sampling(),
@@ -90,7 +91,7 @@ def stream(
     every: int = 0,
 ) -> Iterator[list[np.ndarray]]:
     """Yield, as `generate` returns it in the end, what each row has got in every so many steps (0: all at once)."""
-    check_prompts(config, prompts, new_tokens)
+    check_prompts(model, prompts, new_tokens)
     check_seed(seed)
     layout = layout or Layout(make_mesh(MeshConfig(data=1), jax.devices()[:1]), Rules())
     n_rows, parts = len(prompts), layout.parts(layout.rules.batch)
@@ -98,11 +99,11 @@ def stream(
     T = max(map(len, prompts))
     first_B = np.array([T - len(prompt) for prompt in prompts], np.int32)
     tokens_BT = np.stack([np.pad(prompt, (T - len(prompt), 0)) for prompt in prompts]).astype(np.int32)
-    columns = min(-(-(T + new_tokens) // ROUNDED) * ROUNDED, config.context)
-    stops = np.zeros(config.padded_vocab, bool)
+    room = min(-(-(T + new_tokens) // ROUNDED) * ROUNDED, model.config.context)
+    stops = np.zeros(model.execution.padded(model.config.vocab_size), bool)
     stops[list(stop)] = True
-    settings = {"config": config, "sampling": sampling, "layout": layout}
-    state = _begin(params, tokens_BT, first_B, jax.random.key(seed), columns=columns, **settings)
+    settings = {"model": model, "sampling": sampling, "layout": layout}
+    state = _begin(params, tokens_BT, first_B, jax.random.key(seed), room=room, **settings)
     left = new_tokens
     finished = np.zeros(n_rows, bool)
     while left > 0:
@@ -126,8 +127,17 @@ def check_seed(seed: int) -> None:
         raise BadInput(f"seed {seed} must lie between 0 and {2**32 - 1}; others would repeat one of those")
 
 
-def check_prompts(config: GPTConfig, prompts: Sequence[np.ndarray], new_tokens: int) -> None:
-    """Refuse prompts that cannot be continued by so many tokens."""
+def decoder_of(model: Model) -> Decoder:
+    """Return how a model decodes; BadInput for a family that does not."""
+    if model.decoder is None:
+        raise BadInput(f"a model of family {model.config.family} does not generate text; take one of another family")
+    return model.decoder
+
+
+def check_prompts(model: Model, prompts: Sequence[np.ndarray], new_tokens: int) -> None:
+    """Refuse prompts that cannot be continued by so many tokens, and models that continue none."""
+    decoder_of(model)
+    config = model.config
     if new_tokens < 1:
         raise BadInput(f"{new_tokens} new tokens are asked for; ask for 1 or more")
     for i, prompt in enumerate(prompts):
@@ -142,40 +152,38 @@ def check_prompts(config: GPTConfig, prompts: Sequence[np.ndarray], new_tokens: 
             )
 
 
-@partial(jax.jit, static_argnames=("columns", "config", "sampling", "layout"))
+@partial(jax.jit, static_argnames=("room", "model", "sampling", "layout"))
 def _begin(
     params: Params,
     tokens_BT: jax.Array,
     first_B: jax.Array,
     key: jax.Array,
     *,
-    columns: int,
-    config: GPTConfig,
+    room: int,
+    model: Model,
     sampling: Sampling,
     layout: Layout,
 ) -> Decoding:
-    """Read the prompts into a new cache, and draw the token after each."""
+    """Read the prompts, and draw the token after each."""
     B, T = tokens_BT.shape
-    shape = (B, config.kv_heads, columns, config.head_size)
-    with use(layout):
-        cache = empty_cache(config.n_layers, shape, config.dtype, first_B)
-        logits_BV, cache = gpt(config).apply(params, method="stepper")(tokens_BT, cache)
+    with use(layout), kernels_of(model.execution):
+        logits_BV, state = decoder_of(model).start(params, tokens_BT, first_B, room)
     real_BT = jnp.arange(T) >= first_B[:, None]
     rows_B = jnp.arange(B)
     seen_BV = jnp.zeros(logits_BV.shape, bool).at[rows_B[:, None], tokens_BT].max(real_BT)
     keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows_B)
-    token_B = draw(logits_BV, seen_BV, keys_B, 0, sampling)
-    return Decoding(cache, token_B, jnp.zeros(B, bool), seen_BV, keys_B, jnp.zeros((), jnp.int32))
+    token_B = draw_tokens(logits_BV, seen_BV, keys_B, 0, sampling)
+    return Decoding(state, token_B, jnp.zeros(B, bool), seen_BV, keys_B, jnp.zeros((), jnp.int32))
 
 
-@partial(jax.jit, static_argnames=("steps", "config", "sampling", "layout"), donate_argnums=1)
+@partial(jax.jit, static_argnames=("steps", "model", "sampling", "layout"), donate_argnums=1)
 def _continue(
     params: Params,
     state: Decoding,
     stops_V: jax.Array,
     *,
     steps: int,
-    config: GPTConfig,
+    model: Model,
     sampling: Sampling,
     layout: Layout,
 ) -> tuple[Decoding, jax.Array]:
@@ -190,18 +198,20 @@ def _continue(
         i, s, answer_BT = carry
         answer_BT = answer_BT.at[:, i].set(s.token_B)
         seen_BV = s.seen_BV.at[rows_B, s.token_B].set(True)
-        logits_BV, cache = advance(s.token_B[:, None], s.cache)
-        token_B = draw(logits_BV, seen_BV, s.keys_B, s.drawn + 1, sampling)
-        return i + 1, Decoding(cache, token_B, s.done_B | stops_V[s.token_B], seen_BV, s.keys_B, s.drawn + 1), answer_BT
+        logits_BV, read = advance(s.token_B, s.state)
+        token_B = draw_tokens(logits_BV, seen_BV, s.keys_B, s.drawn + 1, sampling)
+        return i + 1, Decoding(read, token_B, s.done_B | stops_V[s.token_B], seen_BV, s.keys_B, s.drawn + 1), answer_BT
 
-    with use(layout):
-        advance = gpt(config).apply(params, method="stepper")
+    with use(layout), kernels_of(model.execution):
+        advance = decoder_of(model).stepper(params)
         nothing = jnp.zeros((len(rows_B), steps), jnp.int32)
         _, state, answer_BT = jax.lax.while_loop(going, step, (jnp.zeros((), jnp.int32), state, nothing))
     return state, answer_BT
 
 
-def draw(logits_BV: jax.Array, seen_BV: jax.Array, keys_B: jax.Array, n: jax.Array | int, s: Sampling) -> jax.Array:
+def draw_tokens(
+    logits_BV: jax.Array, seen_BV: jax.Array, keys_B: jax.Array, n: jax.Array | int, s: Sampling
+) -> jax.Array:
     """Draw the n-th token of each row."""
     logits_BV = allowed(logits_BV, seen_BV, s)
     if s.temperature == 0:

@@ -1,11 +1,10 @@
 """How Flax stores weights, and the only file that knows: modules in, pure functions over nested dicts out.
 
 A module declares each weight with `param`, naming every dimension; `stack` makes n layers of one kind with a leading
-"layers" axis; `build` turns a module into a `Model`. Nothing else in gptjax touches nnx state.
+"layers" axis; `functions_of` turns a module into functions. Nothing else in gptjax touches nnx state.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,19 +15,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 Axes = tuple[str, ...]
 Init = Callable[[jax.Array, tuple[int, ...]], jax.Array]
 Params = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A module as pure functions: `apply(params, *inputs, method=...)`, `init(key) -> params`, and axis names.
-
-    `trained` are the axis names of those weights alone that training moves (train/tune.py).
-    """
-
-    apply: Callable[..., Any]
-    init: Callable[[jax.Array], Params]
-    axes: Params
-    trained: Params
 
 
 def normal(std: float) -> Init:
@@ -63,23 +49,53 @@ def layer_of(layers: nnx.Module, method: str = "__call__") -> tuple[Callable[...
     return lambda weights, *inputs: getattr(nnx.merge(graph, weights), method)(*inputs), state
 
 
-def build(make: Callable[[nnx.Rngs], nnx.Module]) -> Model:
-    """Turn a module's constructor into pure functions, without allocating its weights."""
+def functions_of(
+    make: Callable[[nnx.Rngs], nnx.Module],
+) -> tuple[Callable[..., Any], Callable[[jax.Array], Params], Params]:
+    """Turn a module's constructor into pure functions, without allocating its weights.
+
+    Returns `call(params, *inputs, method=...)`, `init(key) -> params`, and the axis names of all weights. A method may
+    be called with those weights alone that it reads.
+    """
     graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     axes = nnx.to_pure_dict(jax.tree.map(lambda v: v.axes, state, is_leaf=_is_variable))
+    shapes = nnx.to_pure_dict(state)  # no arrays: what reads a weight that was not given fails
 
-    def apply(params: Params, *inputs: Any, method: str = "__call__") -> Any:
-        return getattr(nnx.merge(graph, nnx.State(params)), method)(*inputs)
+    def call(params: Params, *inputs: Any, method: str = "__call__") -> Any:
+        return getattr(nnx.merge(graph, nnx.State(united(shapes, params))), method)(*inputs)
 
     def init(key: jax.Array) -> Params:
         return nnx.to_pure_dict(nnx.state(make(nnx.Rngs(key))))
 
-    return Model(apply, init, axes, axes)
+    return call, init, axes
 
 
 def map_axes(f: Callable[..., Any], axes: Params, *trees: Params) -> Params:
     """Apply f(axes, *leaves) to each weight."""
     return jax.tree.map(f, axes, *trees, is_leaf=lambda a: isinstance(a, tuple))
+
+
+BATCH_LIKE = ("layers", "experts")  # axes along which a weight is many weights of one kind
+WIDTHS = ("embed", "heads", "kv_heads", "head", "mlp", "hidden")  # axes that widen with the model
+
+
+def sides(axes: Axes) -> tuple[tuple[int, ...], ...]:
+    """Return the axes of each side of a weight by their places: a matrix has two, its input and its output.
+
+    Axes that make a weight many belong to neither, and the width of a head to the side of its heads.
+    """
+    found: list[tuple[int, ...]] = []
+    for i, axis in enumerate(axes):
+        if axis == "head" and i and axes[i - 1] in ("heads", "kv_heads"):
+            found[-1] = (*found[-1], i)
+        elif axis not in BATCH_LIKE:
+            found.append((i,))
+    return tuple(found)
+
+
+def is_hidden(axes: Axes) -> bool:
+    """Say whether a weight is a matrix both of whose sides widen with the model."""
+    return len(sides(axes)) == 2 and all(axis in BATCH_LIKE + WIDTHS for axis in axes)
 
 
 def named(params: Params) -> dict[str, Any]:
@@ -99,6 +115,6 @@ def divide(params: Params, some: Params) -> tuple[Params, Params]:
     return nested(inside), nested({name: weight for name, weight in weights.items() if name not in names})
 
 
-def join(one: Params, other: Params) -> Params:
-    """Put together what `divide` has parted; where both have a weight, it is the other's."""
+def united(one: Params, other: Params) -> Params:
+    """Unite what `divide` has parted; where both have a weight, it is the other's."""
     return nested(named(one) | named(other))

@@ -1,5 +1,6 @@
 """Test the loop on what is known: planted laws must come back, and no model beats the entropy of a Markov source."""
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -9,12 +10,13 @@ from tqdm import tqdm
 from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.corpora import markov_entropy
 from gptjax.data.loader import DataConfig, Source
+from gptjax.execution import Execution
 from gptjax.laws import coverage as laws
 from gptjax.laws.forms import BESIROGLU_2024, ChinchillaLaw
 from gptjax.laws.simulate import ladder
-from gptjax.models.gpt import GPTConfig
-from gptjax.train.loop import train
-from gptjax.train.metrics import read_metrics
+from gptjax.models.presets import preset
+from gptjax.run.loop import train
+from gptjax.run.metrics import read_metrics
 from gptjax.train.optim import OptimConfig
 
 Json = dict[str, Any]
@@ -41,8 +43,9 @@ def selftest(sweeps: int, steps: int) -> Json:
 def markov(steps: int) -> Json:
     """Train a tiny model on a Markov source and compare its losses with the entropy rate, which none may beat."""
     config = RunConfig(
-        model=GPTConfig(vocab_size=257, context=64, d_model=32, n_layers=1, n_heads=2, norm="rmsnorm", bias=False,
-                        positions="rope", init_std=0.0, scan=False),
+        model=replace(preset("gpt2"), vocab_size=257, context=64, d_model=32, n_layers=1, n_heads=2, norm="rmsnorm",
+                      bias=False, positions="rope", init_std=0.0),
+        execution=Execution(scan=False),
         data=DataConfig(sources=(Source(MARKOV),), tokenizer="bytes"),
         optim=OptimConfig(lr=1e-2, schedule="wsd", warmup=20, weight_decay=0.0),
         batch=16, steps=steps, steps_per_call=20, log_every=20,

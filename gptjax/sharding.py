@@ -9,18 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gptjax.errors import BadInput
 from gptjax.fields import check_values
 from gptjax.params import Params, map_axes
 
-Split = str | tuple[str, ...] | None
+MeshAxes = str | tuple[str, ...] | None
 
 
 @dataclass(frozen=True)
@@ -47,19 +44,23 @@ class MeshConfig:
 class Rules:
     """The mesh axes that split each named axis; None keeps it whole on every device."""
 
-    batch: Split = ("data", "fsdp")  # sequences of a batch
-    seq: Split = "context"  # positions of a sequence
-    stream: Split = "context"  # positions of the residual stream; ("context", "tensor"): Korthikanti et al. 2022
-    keys: Split = None  # positions of keys and values; None gathers them, "context" sends them round (models/ring.py)
-    layers: Split = "pipeline"  # layers, in pipeline stages
-    positions: Split = None  # rows of learned positions
-    embed: Split = "fsdp"  # the width of the residual stream, in weights
-    heads: Split = "tensor"  # attention heads
-    kv_heads: Split = "tensor"  # heads of keys and values
-    head: Split = None  # the width of a head
-    mlp: Split = "tensor"  # the width inside the MLP
-    vocab: Split = ("tensor", "pipeline")  # ids; without pipeline every stage computes the whole head
-    lora: Split = None  # the rank of adapters
+    batch: MeshAxes = ("data", "fsdp")  # sequences of a batch
+    seq: MeshAxes = "context"  # positions of a sequence
+    stream: MeshAxes = "context"  # positions of the residual stream; ("context", "tensor"): Korthikanti et al. 2022
+    keys: MeshAxes = (
+        None  # positions of keys and values; None gathers them, "context" sends them round (kernels/ring.py)
+    )
+    layers: MeshAxes = "pipeline"  # layers, in pipeline stages
+    positions: MeshAxes = None  # rows of learned positions
+    embed: MeshAxes = "fsdp"  # the width of the residual stream, in weights
+    heads: MeshAxes = "tensor"  # attention heads
+    kv_heads: MeshAxes = "tensor"  # heads of keys and values
+    head: MeshAxes = None  # the width of a head
+    mlp: MeshAxes = "tensor"  # the width inside the MLP
+    hidden: MeshAxes = "tensor"  # any other width inside a layer, as of a recurrent state
+    experts: MeshAxes = None  # experts of a layer
+    vocab: MeshAxes = ("tensor", "pipeline")  # ids; without pipeline every stage computes the whole head
+    lora: MeshAxes = None  # the rank of adapters
 
     def __post_init__(self) -> None:
         check_values(self, "rules.")
@@ -79,7 +80,11 @@ class Layout:
                 raise BadInput(f"rules.{axis} names a mesh axis {unknown[0]!r}; the axes are {known}")
 
     def spec(self, axes: Sequence[str | None]) -> PartitionSpec:
-        splits = [getattr(self.rules, axis) if axis else None for axis in axes]
+        """Return what splits each axis; of an axis that a weight has twice, the first alone is split."""
+        known = asdict(self.rules)
+        if unknown := [axis for axis in axes if axis and axis not in known]:
+            raise BadInput(f"no rule splits axis {unknown[0]!r}; name the axis as one of {', '.join(known)}")
+        splits = [known[axis] if axis and axis not in axes[:i] else None for i, axis in enumerate(axes)]
         names = [name for split in splits for name in _names(split)]
         if twice := [name for name in names if names.count(name) > 1]:
             raise BadInput(
@@ -94,11 +99,13 @@ class Layout:
             if split and size % (parts := self.parts(split)):
                 raise BadInput(
                     f"axis {axis} of size {size} is not divisible by its {parts} mesh parts {split}; "
-                    f"change the mesh or make {axis} a multiple of {parts}" + " (vocab_multiple)" * (axis == "vocab")
+                    f"change the mesh or make {axis} a multiple of {parts}"
+                    + " (execution.vocab_multiple)"
+                    * (axis == "vocab")
                 )
         return NamedSharding(self.mesh, spec)
 
-    def parts(self, split: Split) -> int:
+    def parts(self, split: MeshAxes) -> int:
         return math.prod(self.mesh.shape[name] for name in _names(split))
 
     def params(self, axes: Params, shapes: Params) -> Params:
@@ -115,43 +122,8 @@ class Layout:
         return self.mesh.devices.flat[0].platform
 
 
-def _names(split: Split) -> tuple[str, ...]:
+def _names(split: MeshAxes) -> tuple[str, ...]:
     return (split,) if isinstance(split, str) else split or ()
-
-
-def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Arrange devices as a mesh with Auto axes, neighbours near; slices and nodes are split by the outermost axes."""
-    devices = jax.devices() if devices is None else devices
-    sizes = mesh_sizes(config, len(devices))
-    if devices[0].platform == "tpu":
-        outer = outermost(tuple(sizes.values()), len({getattr(device, "slice_index", 0) for device in devices}))
-        inner = [size // over for size, over in zip(sizes.values(), outer, strict=True)]
-        if math.prod(outer) > 1:
-            grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
-        else:
-            grid = mesh_utils.create_device_mesh(inner, devices, allow_split_physical_axes=True)
-    else:  # in order of process: the devices of a node lie together
-        grid = np.asarray(sorted(devices, key=lambda d: (d.process_index, d.id))).reshape(tuple(sizes.values()))
-    return Mesh(grid, tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
-
-
-def mesh_sizes(config: MeshConfig, n_devices: int) -> dict[str, int]:
-    """Fill in the -1 of a mesh; BadInput where its axes cannot cover exactly so many devices."""
-    sizes = asdict(config)
-    known = math.prod(size for size in sizes.values() if size != -1)
-    free = [name for name, size in sizes.items() if size == -1]
-    if n_devices % known or (not free and known != n_devices):
-        raise BadInput(f"mesh {sizes} does not cover {n_devices} devices; their product must be {n_devices}")
-    return {name: n_devices // known if size == -1 else size for name, size in sizes.items()}
-
-
-def outermost(sizes: Sequence[int], slices: int) -> list[int]:
-    """Share slices out over the axes, the first taking as many as divide it."""
-    taken = []
-    for size in sizes:
-        taken.append(math.gcd(size, slices))
-        slices //= taken[-1]
-    return taken
 
 
 _layout: ContextVar[Layout | None] = ContextVar("layout", default=None)
@@ -182,9 +154,3 @@ def parts(axis: str) -> int:
     """Return in how many parts the layout in use splits an axis; 1 where there is none."""
     layout = current()
     return 1 if layout is None else layout.parts(getattr(layout.rules, axis))
-
-
-def platform() -> str:
-    """Return what a function is being compiled for: the devices of the layout in use, else jax's default."""
-    layout = current()
-    return jax.default_backend() if layout is None else layout.platform

@@ -20,16 +20,19 @@ from gptjax.cli import main
 from gptjax.config import EvalConfig, RunConfig, SaveConfig, to_json
 from gptjax.data.tokenizer import ByteTokenizer
 from gptjax.errors import BadInput
+from gptjax.execution import Execution
 from gptjax.files import read_json, write_json
+from gptjax.fingerprint import fingerprint
+from gptjax.mesh import make_mesh
 from gptjax.models.gpt import GPTConfig
-from gptjax.question import fingerprint
-from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh
-from gptjax.train.checkpoint import Checkpoints, _digests, damage, kept, restore
-from gptjax.train.checks import claim
+from gptjax.run.checkpoint import Checkpoints, _digests, damage, kept, restore
+from gptjax.run.checks import claim
+from gptjax.sharding import Layout, MeshConfig, Rules
 from gptjax.train.optim import OptimConfig
-from gptjax.train.step import make_programs
+from gptjax.train.programs import make_programs
 
-MODEL = GPTConfig(vocab_size=250, context=16, d_model=32, n_layers=2, n_heads=4, bias=False, vocab_multiple=16)
+MODEL = GPTConfig(vocab_size=250, context=16, d_model=32, n_layers=2, n_heads=4, bias=False)
+PADDED = Execution(vocab_multiple=16)
 SAVE = SaveConfig()
 W = {"w": np.arange(8.0, dtype=np.float32)}
 CPU = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -38,7 +41,7 @@ ABSTRACT = {"w": jax.ShapeDtypeStruct((8,), np.float32, sharding=CPU)}
 
 def programs(mesh: MeshConfig, devices: int, rules: Rules):
     layout = Layout(make_mesh(mesh, jax.devices()[:devices]), rules)
-    return make_programs(MODEL, OptimConfig(), layout, 0.0, 1)
+    return make_programs(MODEL, PADDED, OptimConfig(), layout, 0.0, 1)
 
 
 def assert_same_bits(found, saved):
@@ -60,7 +63,7 @@ def run(tmp_path_factory):
     )
     with Checkpoints(directory / "checkpoints", SAVE) as checkpoints:
         checkpoints.save(7, state)
-    write_json(directory / "config.json", to_json(RunConfig(model=MODEL)))
+    write_json(directory / "config.json", to_json(RunConfig(model=MODEL, execution=PADDED)))
     ByteTokenizer().save(directory)
     return directory, state
 
@@ -210,8 +213,8 @@ import os, resource, sys
 import jax
 from pathlib import Path
 from gptjax.cli import main
-from gptjax.train import loop
-from gptjax.train.checkpoint import Checkpoints
+from gptjax.run import loop
+from gptjax.run.checkpoint import Checkpoints
 
 def train(config, directory, profile):
     state = {{"w": jax.random.normal(jax.random.key(0), (2**18,))}}
@@ -260,12 +263,12 @@ import json, sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pathlib import Path
-from gptjax import hosts
+from gptjax.jobs import hosts
 from gptjax.config import SaveConfig
-from gptjax.train import checkpoint
+from gptjax.run import checkpoint
 
 directory, address, process = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-hosts.join(address, 2, process)
+hosts.join_job(address, 2, process)
 digest, write, did = checkpoint._digest, checkpoint.write_json, {"digests": [], "seals": []}
 checkpoint._digest = lambda path: did["digests"].append(str(path)) or digest(path)
 checkpoint.write_json = lambda path, value: did["seals"].append(path.name) or write(path, value)
@@ -323,8 +326,8 @@ MEASURE = """
 import sys
 from pathlib import Path
 import jax, numpy as np
-from gptjax.train.checkpoint import open_arrays, restore
-from gptjax.train.export import stored, write_params
+from gptjax.run.checkpoint import open_arrays, restore
+from gptjax.run.export import stored, write_params
 
 way, run = sys.argv[1], Path(sys.argv[2])
 one = jax.sharding.SingleDeviceSharding(jax.device_put(0.0).devices().pop())
@@ -432,7 +435,7 @@ def test_what_is_exported_is_read_by_orbax_alone(run, tmp_path, dtype, capsys):
     facts = read_json(tmp_path / "out" / "weights.json")
     config = RunConfig(model=MODEL)
     asked = {"step": 7, "tokens": 7 * config.tokens_per_step, "fingerprint": fingerprint(config), "dtype": dtype}
-    assert facts == {"model": to_json(MODEL), **asked}
+    assert facts == {"model": to_json(MODEL), "vocab_multiple": 16, **asked}
 
 
 def test_an_export_is_whole_or_absent(run, tmp_path, capsys):
@@ -481,7 +484,7 @@ def test_a_name_that_tensorstore_would_write_as_another_is_refused_before_anythi
 
 
 def test_only_what_opens_is_sealed(tmp_path, monkeypatch):
-    monkeypatch.setattr("gptjax.train.checkpoint.open_arrays", lambda tree: {"v": np.zeros(8)})
+    monkeypatch.setattr("gptjax.run.checkpoint.open_arrays", lambda tree: {"v": np.zeros(8)})
     with pytest.raises(OSError, match="1 was not saved"), Checkpoints(tmp_path, SAVE) as checkpoints:
         checkpoints.save(1, W)
     assert not list((tmp_path / "seals").iterdir())

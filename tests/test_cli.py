@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gptjax.cli import main
-from gptjax.train.result import Result
+from gptjax.run.result import Result
 
 ROOT = Path(__file__).parents[1]
 TABLE = "run,params,tokens,loss\n" + "".join(

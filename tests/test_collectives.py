@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gptjax.estimate.collectives import axes_of, collectives
-from gptjax.sharding import MeshConfig, make_mesh
+from gptjax.mesh import make_mesh
+from gptjax.sharding import MeshConfig
 
 MESH = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
 SIZES = dict(MESH.shape)

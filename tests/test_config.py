@@ -12,15 +12,17 @@ import numpy as np
 import pytest
 
 from gptjax.cli import main
-from gptjax.config import InitFrom, RunConfig, from_json, override, to_json
+from gptjax.config import MOVED, InitFrom, RunConfig, from_json, override, to_json
 from gptjax.data.loader import DataConfig, Source
+from gptjax.data.objectives import Masked, PrefixLM
 from gptjax.errors import BadInput
-from gptjax.models.gpt import GPTConfig, gpt
-from gptjax.question import difference, fingerprint
+from gptjax.execution import Execution
+from gptjax.fingerprint import difference, fingerprint
+from gptjax.models.gpt import GPTConfig
 from gptjax.sharding import MeshConfig, Rules
 from gptjax.sweep.plan import SweepConfig
+from gptjax.train.adapters import tuned
 from gptjax.train.optim import learning_rates, make_optimizer
-from gptjax.train.tune import tuned
 
 CONFIG = RunConfig(
     model=GPTConfig(rope_scaling=(8.0, 1.0, 4.0, 8192), positions="rope"),
@@ -41,7 +43,7 @@ def test_the_fingerprint_is_of_the_question():
         steps_per_call=7,
         log_every=3,
         data=replace(CONFIG.data, cache="/elsewhere"),
-        model=replace(CONFIG.model, remat="full", scan=False),
+        execution=Execution(remat="full", scan=False, vocab_multiple=128, attention="xla", microbatches=4),
     )
     assert fingerprint(how) == fingerprint(CONFIG)
     assert fingerprint(replace(CONFIG, z_loss=0)) == fingerprint(CONFIG)  # as its JSON round trip
@@ -51,6 +53,42 @@ def test_the_fingerprint_is_of_the_question():
         replace(CONFIG, model=replace(CONFIG.model, bias=False)),
     ]
     assert len({fingerprint(c) for c in [CONFIG, *asked]}) == 4
+
+
+def test_models_and_objectives_are_told_by_their_tags():
+    whole = override(CONFIG, ['data.objective={"kind": "masked", "rate": 0.3}'])
+    assert whole.data.objective == Masked(rate=0.3) and whole.model == CONFIG.model
+    assert override(CONFIG, ["data.objective=prefix"]).data.objective == PrefixLM()
+    assert override(override(CONFIG, ["data.objective=masked"]), ["data.objective.rate=0.3"]) == whole
+    assert override(whole, ["data.objective=causal"]) == CONFIG
+    assert from_json(RunConfig, json.loads(json.dumps(to_json(whole)))) == whole
+    assert len({fingerprint(c) for c in (CONFIG, whole, override(CONFIG, ["data.objective=masked"]))}) == 3
+    content = to_json(CONFIG)
+    assert content["model"].pop("family") == "gpt" and content["data"].pop("objective") == {"kind": "causal"}
+    assert from_json(RunConfig, content) == CONFIG  # as files were before there were tags
+    for name in ("mamba", [], {}, None, 0):
+        with pytest.raises(BadInput, match=r"family.*is not one of gpt") as error:
+            from_json(RunConfig, content | {"model": {"family": name}})
+        assert "\n" not in str(error.value)
+    for wrong in ("data.objective=span", "data.objective.kind=7", "data.objective.rate=0.3", "data.objective=[]"):
+        with pytest.raises(BadInput, match=r"objective|rate|kind") as error:
+            override(CONFIG, [wrong])
+        assert "\n" not in str(error.value)
+
+
+def test_how_a_model_is_computed_was_once_said_in_the_model():
+    here = replace(CONFIG, execution=Execution(remat="dots", scan=False, vocab_multiple=128))
+    assert override(CONFIG, ["model.remat=dots", "model.scan=false", "model.vocab_multiple=128"]) == here
+    content = to_json(here)
+    of_model = {name: content["execution"].pop(name) for name in MOVED}
+    del content["execution"]
+    assert from_json(RunConfig, content | {"model": content["model"] | of_model}) == here
+    with pytest.raises(BadInput, match=r"execution\.vocab_multiple"):
+        from_json(RunConfig, content | {"model": content["model"] | of_model | {"vocab_multiple": "x"}})
+    with pytest.raises(BadInput, match=r"execution\.remat"):
+        override(CONFIG, ["model.remat=most"])
+    with pytest.raises(BadInput, match="kernels"):  # which no model ever had
+        override(CONFIG, ["model.kernels=plain"])
 
 
 def test_overrides_reach_any_depth_and_keep_types():
@@ -138,10 +176,15 @@ def at(config: Any, path: tuple[str, ...]) -> Any:
     return functools.reduce(getattr, path, config)
 
 
-@pytest.mark.parametrize("path", [*places(SMALL), ("init_from", "step"), ("data", "sources")], ids=".".join)
+MASKED = replace(SMALL, data=replace(SMALL.data, objective=Masked()))
+HIDDEN = [("data", "objective", name) for name in ("rate", "keep", "swap")]
+
+
+@pytest.mark.parametrize("path", [*places(SMALL), *HIDDEN, ("init_from", "step"), ("data", "sources")], ids=".".join)
 @pytest.mark.filterwarnings("error")
 def test_any_value_of_any_field_is_refused_in_a_line_or_makes_a_run_that_can_be_built(path):
-    base = replace(SMALL, init_from=InitFrom("trunk", 4)) if path[0] == "init_from" else SMALL
+    begun = replace(SMALL, init_from=InitFrom("trunk", 4))
+    base = begun if path[0] == "init_from" else MASKED if path in HIDDEN else SMALL
     for value in NONSENSE:
         try:
             config = changed(base, path, value)
@@ -150,8 +193,8 @@ def test_any_value_of_any_field_is_refused_in_a_line_or_makes_a_run_that_can_be_
             continue
         assert value is not True or isinstance(at(base, path), bool | None)
         assert from_json(RunConfig, json.loads(json.dumps(to_json(config), allow_nan=False))) == config
-        model = tuned(gpt(config.model), config.tune)
-        make_optimizer(config.optim, model.trained, config.model)
+        model = tuned(config.model.build(config.execution), config.tune)
+        make_optimizer(config.optim, model.trained, config.model.scales)
         jax.eval_shape(model.init, jax.random.key(config.seed))
         assert np.isfinite(learning_rates(config.optim, 0, 3, config.steps)).all()
 

@@ -1,15 +1,16 @@
-"""The formulas for parameters, FLOPs and bytes equal what the real trees hold and what XLA computes."""
+"""The formulas for parameters and FLOPs equal what the real trees hold and what XLA computes."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import pytest
+from models import logits_of
 
-from gptjax.errors import BadInput
-from gptjax.models.count import count, flops_per_token, state_bytes
-from gptjax.models.gpt import GPTConfig, gpt
-from gptjax.train.optim import OptimConfig, make_optimizer
+from gptjax.execution import DEFAULT_EXECUTION, Execution
+from gptjax.models.cost import counted
+from gptjax.models.gpt import GPTConfig
 
 BASE = GPTConfig(vocab_size=61, context=16, d_model=24, n_layers=3, n_heads=4)
 LLAMA = replace(
@@ -31,44 +32,53 @@ CONFIGS = {
     "biased gate": replace(LLAMA, bias=True, norm="layernorm"),
     "unbiased layernorm": replace(BASE, bias=False, positions="none"),
     "qk_norm": replace(LLAMA, qk_norm=True, norm_place="post"),
-    "padded": replace(BASE, vocab_multiple=16),
-    "padded, untied": replace(LLAMA, vocab_multiple=16),
 }
 
 
-def group(path):
-    names = [entry.key for entry in path]
-    if any("norm" in name for name in names):
-        return "norm"
-    return names[1] if names[0] == "layers" else names[0]
+GROUPS = {
+    "embedding": "embedding",
+    "positions": "positions",
+    "head": "head",
+    "final_norm": "norm",
+    "layers.attention_norm": "norm",
+    "layers.mlp_norm": "norm",
+    "layers.attention.query_norm": "norm",
+    "layers.attention.key_norm": "norm",
+    "layers.attention": "attention",
+    "layers.mlp": "mlp",
+}
 
 
+@pytest.mark.parametrize("execution", [DEFAULT_EXECUTION, Execution(vocab_multiple=16)], ids=["exact", "padded"])
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_groups_are_those_of_the_real_tree(config):
-    params = jax.eval_shape(gpt(config).init, jax.random.key(0))
-    tree = dict.fromkeys(("embedding", "positions", "attention", "mlp", "norm", "head"), 0)
-    for path, leaf in jax.tree.leaves_with_path(params):
-        tree[group(path)] += leaf.size
-    formula = asdict(count(config))
-    padding = formula.pop("padding")
-    tree["embedding"] -= padding if config.tied else padding // 2
-    tree["head"] -= 0 if config.tied else padding // 2
-    assert tree == formula
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count(config).stored
+def test_the_formulas_are_what_the_tree_of_weights_holds(config, execution):
+    formula = config.cost(16, execution)
+    tree = counted(config, GROUPS, formula.widths, execution)
+    assert {group: n for group, n in tree.params.items() if n} == {g: n for g, n in formula.params.items() if n}
+    assert (tree.padding, tree.stored, tree.total) == (formula.padding, formula.stored, formula.total)
+    assert tree.flops.items() <= formula.flops.items()
+    shapes = jax.eval_shape(config.build(execution).init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == formula.stored
+
+
+def test_a_weight_without_a_group_is_an_error_and_not_forgotten():
+    missing = {name: group for name, group in GROUPS.items() if name != "layers.mlp"}
+    with pytest.raises(RuntimeError, match=r"layers\.mlp\.\w+\.\w+ is in no group"):
+        counted(BASE, missing, BASE.cost(16).widths, DEFAULT_EXECUTION)
 
 
 def test_padding_the_vocabulary_changes_no_convention():
-    padded = replace(BASE, vocab_multiple=128)
-    assert count(padded).stored > count(padded).total == count(BASE).total
-    assert flops_per_token(padded, 16) == flops_per_token(BASE, 16)
+    padded, plain = BASE.cost(16, Execution(vocab_multiple=128)), BASE.cost(16)
+    assert padded.stored > padded.total == plain.total
+    assert padded.flops == plain.flops and padded.useful == plain.useful
 
 
 def test_what_each_convention_leaves_out():
-    tied, untied = count(BASE), count(replace(BASE, tied=False))
-    assert tied.total - tied.with_head == tied.positions
-    assert untied.total - untied.with_head == untied.embedding + untied.positions
+    tied, untied = BASE.cost(16), replace(BASE, tied=False).cost(16)
+    assert tied.total - tied.with_head == tied.params["positions"]
+    assert untied.total - untied.with_head == untied.params["embedding"] + untied.params["positions"]
     assert tied.with_head == untied.with_head and tied.non_embedding == untied.non_embedding
-    flops = flops_per_token(BASE, 16)
+    flops = tied.flops
     assert flops["6n_total"] == 6 * tied.total
     assert flops["6n_attention"] - flops["6n_with_head"] == 12 * 3 * 16 * 24
     assert flops["appendix_f"] - flops["table_a4"] == 3 * 4 * 61 * 24
@@ -77,33 +87,12 @@ def test_what_each_convention_leaves_out():
 def test_flops_are_what_xla_counts():
     """A forward pass has a third of the FLOPs; XLA counts no lookup, and a few more for norms and activations."""
     for config in (BASE, LLAMA):
-        config = replace(config, d_model=256, d_mlp=512, n_heads=4, vocab_size=512, context=64, scan=False)
-        model = gpt(config)
-        params = jax.eval_shape(model.init, jax.random.key(0))
+        config = replace(config, d_model=256, d_mlp=512, n_heads=4, vocab_size=512, context=64)
+        params = jax.eval_shape(config.build().init, jax.random.key(0))
         tokens = jax.ShapeDtypeStruct((2, 64), jnp.int32)
-        xla = jax.jit(model.apply).lower(params, tokens).compile().cost_analysis()["flops"] / tokens.size
-        flops = flops_per_token(config, 64)
+        apply = partial(logits_of, config, execution=Execution(scan=False))
+        xla = jax.jit(apply).lower(params, tokens).compile().cost_analysis()["flops"] / tokens.size
+        flops = config.cost(64).flops
         lookup = 3 * 2 * config.vocab_size * config.d_model
         assert xla == pytest.approx((flops["appendix_f"] - lookup) / 3, rel=0.03)
         assert xla == pytest.approx(flops["6n_attention"] / 3, rel=0.03)
-
-
-@pytest.mark.parametrize("name", ["adamw", "lion", "muon"])
-def test_bytes_are_those_of_the_real_state(name):
-    config = replace(BASE, vocab_multiple=16)
-    model = gpt(config)
-    params = jax.eval_shape(model.init, jax.random.key(0))
-    moments = jax.eval_shape(make_optimizer(OptimConfig(name=name), model.axes).init, params)
-    size = {
-        part: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
-        for part, tree in (("params", params), ("optimizer", moments))
-    }
-    counted = state_bytes(config, name)
-    assert counted["params"] == counted["gradients"] == size["params"]
-    assert 0 <= size["optimizer"] - counted["optimizer"] <= 64, "beside the moments there are only step counters"
-    assert counted["total"] == counted["params"] + counted["gradients"] + counted["optimizer"]
-
-
-def test_an_optimizer_of_unknown_size_is_refused():
-    with pytest.raises(BadInput, match="'adafactor'; use one of adamw, lion, muon"):
-        state_bytes(BASE, "adafactor")

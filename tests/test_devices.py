@@ -8,7 +8,7 @@ import pytest
 
 from gptjax.devices import TABLE, device_of, devices
 from gptjax.errors import BadInput
-from gptjax.train.metrics import peak_flops
+from gptjax.run.metrics import peak_flops
 
 HEADER = "name,device_kind,peak_tflops,hbm_gib,hbm_gb_per_s,link_gb_per_s,usd_per_hour,mfu"
 

@@ -18,23 +18,23 @@ import fake_gcs
 import pytest
 from test_sweep import losses, tiny, written
 
-from gptjax import leases
 from gptjax.config import SaveConfig
 from gptjax.errors import BadInput
+from gptjax.jobs import leases
+from gptjax.run.checkpoint import damage, sealed_steps
+from gptjax.run.loop import train
+from gptjax.run.metrics import read_metrics
 from gptjax.sweep.follow import status
 from gptjax.sweep.local import execute
 from gptjax.sweep.plan import Plan, make_plan
-from gptjax.train.checkpoint import damage, sealed_steps
-from gptjax.train.loop import train
-from gptjax.train.metrics import read_metrics
 
 TESTS = Path(__file__).parent
 MACHINE = """
 import sys, conftest
-from gptjax import leases
+from gptjax.jobs import leases
 leases.BEAT_SECONDS, leases.LEASE_SECONDS = 0.2, float(sys.argv[4])
 leases.machine = lambda: sys.argv[3]
-from gptjax.storage import folder
+from gptjax.jobs.storage import folder
 from gptjax.sweep.local import execute
 from test_elastic import small
 execute(small(sys.argv[1]), folder(sys.argv[2]))

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import jax
 import pytest
+from models import logits_of  # type: ignore[import-not-found]
 from test_cli import refused  # type: ignore[import-not-found]
 
 from gptjax.config import EvalConfig, RunConfig
-from gptjax.data.objectives import Batch
 from gptjax.devices import devices
 from gptjax.errors import BadInput
 from gptjax.estimate import estimate as estimates
@@ -18,17 +18,21 @@ from gptjax.estimate.compile import Compiled, Exchange, compile_step
 from gptjax.estimate.footprint import footprint
 from gptjax.estimate.roofline import exchange_seconds, expected_exchanges, roofline, step_flops
 from gptjax.estimate.topology import Topology, gpu_target, parse
-from gptjax.models.count import count
-from gptjax.models.gpt import GPTConfig, gpt
+from gptjax.execution import Execution
+from gptjax.kernels.loss import LOGITS_BYTES, token_nats
+from gptjax.mesh import make_mesh, mesh_sizes
+from gptjax.models.gpt import GPTConfig
 from gptjax.models.presets import preset
-from gptjax.sharding import Layout, MeshConfig, make_mesh, mesh_sizes
+from gptjax.sharding import Layout, MeshConfig
 from gptjax.sweep.plan import SweepConfig
-from gptjax.train.loss import LOGITS_BYTES, token_nats
-from gptjax.train.step import make_programs
+from gptjax.train.programs import make_programs
 
 TABLE = devices()
-TINY = GPTConfig(vocab_size=512, context=64, d_model=64, n_layers=3, n_heads=4, remat="full", dtype="bfloat16")
-RUN = RunConfig(model=TINY, batch=16, mesh=MeshConfig(data=1, fsdp=4, tensor=2), evaluate=EvalConfig(8, 8))
+TINY = GPTConfig(vocab_size=512, context=64, d_model=64, n_layers=3, n_heads=4, dtype="bfloat16")
+REMAT, PADDED = Execution(remat="full"), Execution(vocab_multiple=128)
+COST = TINY.cost(TINY.context)
+MESH = MeshConfig(data=1, fsdp=4, tensor=2)
+RUN = RunConfig(model=TINY, execution=REMAT, batch=16, mesh=MESH, evaluate=EvalConfig(8, 8))
 CUDA = pytest.mark.skipif(
     not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)), reason="needs the extra cuda12"
 )
@@ -98,7 +102,7 @@ def test_the_arguments_of_the_compiled_step_are_the_states_bytes_over_the_device
     held = footprint(RUN, 8)
     assert compiled.arguments == pytest.approx(held.state + held.batch, abs=64)  # step, count and rate besides
     whole = footprint(replace(RUN, mesh=MeshConfig(data=1, fsdp=1, tensor=1)), 1)
-    assert whole.weights == 4 * count(TINY).stored and whole.moments == pytest.approx(2 * whole.weights, abs=8)
+    assert whole.weights == 4 * COST.stored and whole.moments == pytest.approx(2 * whole.weights, abs=8)
     assert whole.state / 8 <= held.state < whole.state / 8 * 1.1  # biases and norms are split over fewer axes
     assert compiled.peak > compiled.arguments and not compiled.refusal
 
@@ -107,17 +111,17 @@ def test_the_compiled_step_gathers_weights_over_fsdp_and_sums_over_tensor(compil
     by = {(e.kind, e.axes): e for e in compiled.exchanges}
     assert compiled.unknown_loops == 0
     assert by["all-gather", ("fsdp",)].count >= 2 * TINY.n_layers  # forward, and again for the gradient
-    layers = 2 * count(TINY).non_embedding / 2  # bytes of a bfloat16 copy of the layers, half of it on a chip
+    layers = 2 * COST.non_embedding / 2  # bytes of a bfloat16 copy of the layers, half of it on a chip
     assert by["all-gather", ("fsdp",)].bytes >= 2 * layers
     assert by["all-reduce", ("tensor",)].count >= 4 * TINY.n_layers
 
 
 def test_a_state_that_cannot_fit_is_not_compiled(monkeypatch):
     monkeypatch.setattr(estimates, "compile_step", lambda *_: pytest.fail("compiled"))
-    model = replace(preset("gpt3-175b"), vocab_multiple=128)
-    answer = estimates.estimate(replace(RUN, model=model, mesh=MeshConfig(data=1, fsdp=-1)), parse("v5e:4x4", TABLE))
+    model, mesh = preset("gpt3-175b"), MeshConfig(data=1, fsdp=-1)
+    answer = estimates.estimate(replace(RUN, model=model, execution=PADDED, mesh=mesh), parse("v5e:4x4", TABLE))
     assert answer["fits"] is False and "weights and moments alone" in answer["why"]
-    assert answer["bytes"]["weights"] == pytest.approx(4 * count(model).stored / 16, rel=1e-3)
+    assert answer["bytes"]["weights"] == pytest.approx(4 * model.cost(2048, PADDED).stored / 16, rel=1e-3)
 
 
 def test_the_program_of_96_layers_is_as_long_as_that_of_12():
@@ -125,27 +129,25 @@ def test_the_program_of_96_layers_is_as_long_as_that_of_12():
     layout = Layout(make_mesh(MeshConfig(data=1), jax.devices()[:1]), RUN.rules)
     lines = []
     for layers in (12, 96):
-        programs = make_programs(replace(TINY, n_layers=layers), RUN.optim, layout, 0.0, 1)
-        ids = jax.ShapeDtypeStruct((1, 4, TINY.context), "int32")
-        batch = Batch(ids, ids, jax.ShapeDtypeStruct(ids.shape, "float32"))
-        rates = jax.ShapeDtypeStruct((1,), "float32")
-        lines.append(programs.train.lower(programs.abstract, batch, rates).as_text().count("\n"))
+        programs = make_programs(replace(TINY, n_layers=layers), REMAT, RUN.optim, layout, 0.0, 1)
+        arguments = programs.example(1, 4, TINY.context, RUN.data)
+        lines.append(programs.train.lower(*arguments).as_text().count("\n"))
     assert lines[0] == lines[1]
 
 
 @pytest.mark.parametrize("gated", [False, True])
 def test_analytic_flops_are_those_that_xla_counts_where_nothing_is_scanned(gated):
-    c = GPTConfig(vocab_size=1024, context=128, d_model=256, n_layers=2, n_heads=4, scan=False, gated=gated, bias=False)
+    c = GPTConfig(vocab_size=1024, context=128, d_model=256, n_layers=2, n_heads=4, gated=gated, bias=False)
     for remat in ("none", "full"):
-        model = replace(c, remat=remat)
+        execution = Execution(remat=remat, scan=False)
         tokens = jax.ShapeDtypeStruct((4, c.context), "int32")
 
-        def loss(params, tokens, model=model):
-            return token_nats(gpt(model).apply(params, tokens), tokens)[0].mean()
+        def loss(params, tokens, execution=execution):
+            return token_nats(logits_of(c, params, tokens, execution=execution), tokens)[0].mean()
 
-        params = jax.eval_shape(gpt(model).init, jax.random.key(0))
+        params = jax.eval_shape(c.build(execution).init, jax.random.key(0))
         measured = jax.jit(jax.grad(loss)).lower(params, tokens).cost_analysis()["flops"]
-        executed = step_flops(RunConfig(model=model))[1] * tokens.size
+        executed = step_flops(RunConfig(model=c, execution=execution))[1] * tokens.size
         assert measured == pytest.approx(executed, rel=0.05), remat
 
 
@@ -178,24 +180,24 @@ def test_a_roofline_bounds_the_mfu_and_pipelines_have_bubbles():
     assert bound.executed == pytest.approx(bound.flops + scores)  # of later positions: computed, and no useful work
     assert bound.compute == pytest.approx(bound.executed / (64 * 459e12))
     assert 0.5 < bound.mfu(bound.serial) < bound.mfu(bound.overlapped) <= 1
-    again = line(replace(run, model=replace(model, remat="full")))
+    again = line(replace(run, execution=REMAT))
     assert 1.2 < again.executed / bound.executed < 1.34
-    piped = RunConfig(model=replace(model, n_layers=24, microbatches=8), batch=256)
+    piped = RunConfig(model=replace(model, n_layers=24), execution=Execution(microbatches=8), batch=256)
     piped = replace(piped, mesh=MeshConfig(data=1, fsdp=16, pipeline=4))
     assert line(piped).compute == pytest.approx(line(replace(piped, mesh=run.mesh)).compute * 11 / 8)
 
 
 def test_layouts_of_least_time_that_hold_their_state_are_tried_first(monkeypatch):
     topology = parse("v5e:4x4", TABLE)
-    model = replace(preset("gpt3-1.3b"), dtype="bfloat16", vocab_multiple=128)
-    order = search.candidates(RunConfig(model=model, batch=64), topology)
+    model = replace(preset("gpt3-1.3b"), dtype="bfloat16")
+    order = search.candidates(RunConfig(model=model, execution=PADDED, batch=64), topology)
     room = estimates.memory_of(topology)
     likely = [c.held.guess <= room for c in order]
     assert all(c.held.state <= room for c in order) and likely == sorted(likely, reverse=True) and len(order) > 20
     assert [c.seconds for c in order[: sum(likely)]] == sorted(c.seconds for c in order[: sum(likely)])
     assert all(mesh_sizes(c.config.mesh, 16) for c in order)
     with pytest.raises(BadInput, match="take more chips"):
-        search.candidates(RunConfig(model=replace(preset("gpt3-175b"), vocab_multiple=128), batch=64), topology)
+        search.candidates(RunConfig(model=preset("gpt3-175b"), execution=PADDED, batch=64), topology)
 
     monkeypatch.setattr(Topology, "uncompiled", "")
     tried = []
@@ -214,9 +216,9 @@ def test_a_sweep_names_the_first_cell_that_does_not_fit_and_shares_compiles(monk
     sizes = ("chinchilla-44m", "chinchilla-425m", "chinchilla-9293m")
 
     def shape(name):
-        return replace(preset(name), dtype="bfloat16", vocab_multiple=128)
+        return replace(preset(name), dtype="bfloat16")
 
-    base = replace(RUN, model=GPTConfig(), mesh=MeshConfig(data=1, fsdp=-1))
+    base = replace(RUN, model=GPTConfig(), execution=PADDED, mesh=MeshConfig(data=1, fsdp=-1))
     budgets = {"tokens_per_param": (0.01, 1e4), "budgets": (1e19, 3e19)}
     sweep = SweepConfig(base, sizes, shape, lr=1e-3, batch_tokens=2**18, **budgets)
     asked = []
@@ -241,7 +243,7 @@ def test_gpus_are_described_from_the_table():
 
 
 def test_the_guess_for_a_gpu_has_neither_scores_nor_the_logits_of_all_positions():
-    run = RunConfig(model=replace(preset("gpt2"), dtype="bfloat16", vocab_multiple=128), batch=32)
+    run = RunConfig(model=replace(preset("gpt2"), dtype="bfloat16"), execution=PADDED, batch=32)
     fused, scores = (footprint(run, 1, platform).activations for platform in ("cuda", "tpu"))
     c, parts = run.model, 3 * (LOGITS_BYTES["gpu"] - LOGITS_BYTES["tpu"])
     assert scores - fused + parts == run.tokens_per_step * (c.n_layers + 1) * c.n_heads * c.context * 6
@@ -264,7 +266,7 @@ def test_fused_attention_holds_no_scores():
     model = replace(TINY, context=1024, n_layers=1)
     run = RunConfig(model=model, batch=8, mesh=MeshConfig(data=1))
     fused, scores = (
-        compile_step(replace(run, model=replace(model, attention=how)), parse("h200:1", TABLE)).temporaries
+        compile_step(replace(run, execution=replace(REMAT, attention=how)), parse("h200:1", TABLE)).temporaries
         for how in ("auto", "xla")
     )
     assert scores - fused > 2 * 8 * model.n_heads * model.context**2
@@ -272,8 +274,8 @@ def test_fused_attention_holds_no_scores():
 
 @LIBTPU
 def test_the_tpu_compiler_refuses_what_exceeds_a_chip():
-    model = replace(preset("gpt3-1.3b"), dtype="bfloat16", vocab_multiple=128, n_layers=4)
-    run = RunConfig(model=model, batch=256, mesh=MeshConfig(data=1, fsdp=-1))
+    model = replace(preset("gpt3-1.3b"), dtype="bfloat16", n_layers=4)
+    run = RunConfig(model=model, execution=PADDED, batch=256, mesh=MeshConfig(data=1, fsdp=-1))
     answer = estimates.estimate(run, parse("v5e:2x2", TABLE))
     assert answer["fits"] is False and "RESOURCE_EXHAUSTED" in answer["why"]
     assert answer["bytes"]["refused"] > 16 * 2**30

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models import logits_of
 from test_cli import RUN, call, refused
 
 from gptjax.commands import evaluation
@@ -27,23 +28,28 @@ from gptjax.errors import BadInput
 from gptjax.eval import score as scoring
 from gptjax.eval import tasks as tasking
 from gptjax.eval.estimates import mean, ratio
-from gptjax.eval.made import FROM_TEXT, NAMES, SYNTHETIC, brackets, make_task
 from gptjax.eval.perplexity import doubling, measure, stores_for
 from gptjax.eval.score import Request, Scores, score
-from gptjax.eval.tasks import BETWEEN, Row, Task, encode_pairs, evaluate, prompts, read_task, to_jsonl
-from gptjax.models.gpt import GPTConfig, gpt
-from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh
+from gptjax.eval.synthetic_tasks import FROM_TEXT, NAMES, SYNTHETIC, brackets, make_task
+from gptjax.eval.tasks import BETWEEN, Task, TaskRow, encode_pairs, evaluate_task, prompts, read_task, to_jsonl
+from gptjax.execution import Execution
+from gptjax.kernels import loss as kernels
+from gptjax.mesh import make_mesh
+from gptjax.models.gpt import GPTConfig
+from gptjax.run.loop import train
+from gptjax.run.weights import saved_model
+from gptjax.sharding import Layout, MeshConfig, Rules
 from gptjax.train import loss
-from gptjax.train.loop import train
-from gptjax.train.weights import saved_model
 
-GPT2 = GPTConfig(vocab_size=257, context=48, d_model=32, n_layers=2, n_heads=4, vocab_multiple=8, init_std=0.3)
+GPT2 = GPTConfig(vocab_size=257, context=48, d_model=32, n_layers=2, n_heads=4, init_std=0.3)
+PADDED = Execution(vocab_multiple=8)
+MODEL = GPT2.build(PADDED)
 ALONE = Layout(make_mesh(MeshConfig(data=1), jax.devices()[:1]), Rules())
 
 
 @pytest.fixture(scope="module")
 def params():
-    return gpt(GPT2).init(jax.random.key(1))
+    return MODEL.init(jax.random.key(1))
 
 
 @pytest.fixture
@@ -57,7 +63,7 @@ def requests():
 @cache
 def whole(config):
     """Return the whole model, compiled for one row of the whole context; what follows a token does not change it."""
-    model = jax.jit(gpt(config).apply)
+    model = jax.jit(lambda params, ids: logits_of(config, params, ids, execution=PADDED))
 
     def log_p(params, ids):
         padded = np.pad(ids, (0, config.context - len(ids)))[None]
@@ -81,7 +87,7 @@ def likeliest(params, config, request):
 
 def test_a_score_is_that_of_a_plain_forward(params, requests):
     requests = [*requests, likeliest(params, GPT2, requests[1]), likeliest(params, GPT2, requests[6])]
-    found = score(params, GPT2, requests, ALONE)
+    found = score(params, MODEL, requests, ALONE)
     expected = [plainly(params, GPT2, request) for request in requests]
     np.testing.assert_allclose(found.log_p, [log_p for log_p, _ in expected], rtol=1e-5)
     assert found.greedy.tolist() == [greedy for _, greedy in expected]
@@ -90,29 +96,29 @@ def test_a_score_is_that_of_a_plain_forward(params, requests):
 
 
 def test_neither_order_nor_company_nor_size_of_batches_changes_a_score(params, requests, monkeypatch):
-    whole = score(params, GPT2, requests, ALONE)
+    whole = score(params, MODEL, requests, ALONE)
     order = random.Random(0).sample(range(len(requests)), len(requests))
-    again = score(params, GPT2, [requests[i] for i in order], ALONE)
+    again = score(params, MODEL, [requests[i] for i in order], ALONE)
     np.testing.assert_allclose(again.log_p, whole.log_p[order], rtol=1e-5)
     assert (again.greedy == whole.greedy[order]).all()
     monkeypatch.setattr(scoring, "BATCH_TOKENS", 64)
-    np.testing.assert_allclose(score(params, GPT2, requests[2:5], ALONE).log_p, whole.log_p[2:5], rtol=1e-5)
+    np.testing.assert_allclose(score(params, MODEL, requests[2:5], ALONE).log_p, whole.log_p[2:5], rtol=1e-5)
 
 
 def test_few_programs_are_compiled():
-    lengths = {scoring.padded_length(n, GPT2, ALONE) for n in range(1, 49)}
+    lengths = {scoring.padded_length(n, GPT2.context, ALONE) for n in range(1, 49)}
     assert lengths == {16, 32, 48}
-    assert {scoring.rows_of(16, n, GPT2, ALONE) for n in range(1, 10_000)} == {1 << i for i in range(10)}
+    assert {scoring.rows_of(16, n, MODEL, ALONE) for n in range(1, 10_000)} == {1 << i for i in range(10)}
 
 
 def test_where_logits_are_large_they_are_made_in_parts(params, requests, monkeypatch):
-    whole = score(params, GPT2, requests, ALONE)
-    monkeypatch.setitem(loss.LOGITS_BYTES, "cpu", 1 << 12)
-    config = replace(GPT2, init_std=0.31)  # traced anew; the weights are given
+    whole = score(params, MODEL, requests, ALONE)
+    monkeypatch.setitem(kernels.LOGITS_BYTES, "cpu", 1 << 12)
+    model = replace(GPT2, init_std=0.31).build(PADDED)  # traced anew; the weights are given
     parts = []
     counted = loss.head_parts
     monkeypatch.setattr(loss, "head_parts", lambda shape: parts.append(counted(shape)) or parts[-1])
-    found = score(params, config, requests, ALONE)
+    found = score(params, model, requests, ALONE)
     assert min(parts) > 1
     np.testing.assert_allclose(found.log_p, whole.log_p, rtol=1e-5)
     assert (found.greedy == whole.greedy).all()
@@ -129,10 +135,10 @@ def test_where_logits_are_large_they_are_made_in_parts(params, requests, monkeyp
     ids=["data", "fsdp-tensor", "ring", "pipeline"],
 )
 def test_eight_devices_say_what_one_says(params, requests, mesh, rules):
-    alone = score(params, GPT2, requests, ALONE)
+    alone = score(params, MODEL, requests, ALONE)
     layout = Layout(make_mesh(mesh), rules)
-    placed = jax.device_put(params, layout.params(gpt(GPT2).axes, params))
-    found = score(placed, GPT2, requests, layout)
+    placed = jax.device_put(params, layout.params(MODEL.axes, params))
+    found = score(placed, MODEL, requests, layout)
     np.testing.assert_allclose(found.log_p, alone.log_p, rtol=1e-5)
     assert (found.greedy == alone.greedy).all()
 
@@ -140,10 +146,10 @@ def test_eight_devices_say_what_one_says(params, requests, mesh, rules):
 def test_the_left_of_a_long_context_is_cut_off_and_counted(params):
     ids = np.random.default_rng(1).integers(257, size=90)
     long, fitting = Request(ids[:80], ids[80:]), Request(ids[41:80], ids[80:])
-    found = score(params, GPT2, [long, fitting], ALONE)
+    found = score(params, MODEL, [long, fitting], ALONE)
     assert found.log_p[0] == pytest.approx(found.log_p[1], rel=1e-6)
     assert found.truncated.tolist() == [True, False]
-    shorter = score(params, GPT2, [Request(ids[42:80], ids[80:])], ALONE)
+    shorter = score(params, MODEL, [Request(ids[42:80], ids[80:])], ALONE)
     assert shorter.log_p[0] != pytest.approx(found.log_p[1], rel=1e-6)
 
 
@@ -153,7 +159,7 @@ def test_the_left_of_a_long_context_is_cut_off_and_counted(params):
 )
 def test_what_has_no_score_is_refused(params, context, continuation, words):
     with pytest.raises(BadInput, match=f"request 0.*{words}"):
-        score(params, GPT2, [Request(np.zeros(context, int), np.zeros(continuation, int))], ALONE)
+        score(params, MODEL, [Request(np.zeros(context, int), np.zeros(continuation, int))], ALONE)
 
 
 # ---- perplexity
@@ -183,7 +189,7 @@ def test_the_loss_is_trainings_own(run, opened):
     saved, layout, params = opened
     said = json.loads((run / "result.json").read_text())
     (store,) = stores_for(saved, None)
-    found = measure(params, saved.config, store, layout, sequences=40, batch=8)
+    found = measure(params, saved.model, store, layout, sequences=40, batch=8)
     assert found.loss.value == pytest.approx(said["loss"], rel=1e-5)
     assert found.loss.se == pytest.approx(said["loss_se"], rel=1e-3)
     assert found.bits_per_byte.value == pytest.approx(said["bits_per_byte"], rel=1e-5)
@@ -206,7 +212,7 @@ def test_of_pairs_the_answers_alone_count_as_in_training(run, opened, tmp_path):
     saved = saved_model(tmp_path / "run")
     (store,) = stores_for(saved, None)
     layout = saved.layout()
-    found = measure(saved.read(layout), saved.config, store, layout, sequences=4, batch=4, separate_documents=True)
+    found = measure(saved.read(layout), saved.model, store, layout, sequences=4, batch=4, separate_documents=True)
     assert found.loss.value == pytest.approx(said.loss, rel=1e-5)
     assert found.loss.se == pytest.approx(said.loss_se, rel=1e-3)
     assert found.bits_per_byte.value == pytest.approx(said.bits_per_byte, rel=1e-5)
@@ -216,13 +222,15 @@ def test_of_pairs_the_answers_alone_count_as_in_training(run, opened, tmp_path):
 def test_positions_average_to_the_loss_and_are_the_plain_ones(opened):
     saved, layout, params = opened
     (store,) = stores_for(saved, None)
-    found = measure(params, saved.config, store, layout, sequences=24, batch=8)
+    found = measure(params, saved.model, store, layout, sequences=24, batch=8)
     assert found.position_loss.mean() == pytest.approx(found.loss.value, rel=1e-9)
     sizes = [b.last - b.first + 1 for b in found.bins]
     assert np.dot(sizes, [b.loss.value for b in found.bins]) / 64 == pytest.approx(found.loss.value, rel=1e-9)
     n = (store.n_tokens("validation") - 1) // 64
     windows = store.windows("validation", np.arange(24) * n // 24 * 64, 65)
-    log_p = jax.nn.log_softmax(gpt(saved.config).apply(saved.read(ALONE), jnp.asarray(windows[:, :-1])))
+    log_p = jax.nn.log_softmax(
+        logits_of(saved.config, saved.read(ALONE), jnp.asarray(windows[:, :-1]), execution=saved.execution)
+    )
     nats = -np.take_along_axis(np.asarray(log_p, np.float64), windows[:, 1:, None], axis=-1)[..., 0]
     np.testing.assert_allclose(found.position_loss, nats.mean(0), rtol=1e-4)
     np.testing.assert_allclose(found.position_se, nats.std(0, ddof=1) / math.sqrt(24), rtol=1e-3)
@@ -251,7 +259,7 @@ def test_standard_errors_are_those_of_repeated_samples():
 # ---- tasks
 
 
-LETTERS = Task("letters", tuple(Row(f"Q{i}:", (f" a{i}", f" b{i}", f" c{i}"), i % 3, f"row {i}") for i in range(9)))
+LETTERS = Task("letters", tuple(TaskRow(f"Q{i}:", (f" a{i}", f" b{i}", f" c{i}"), i % 3, f"row {i}") for i in range(9)))
 
 
 def test_prompts_are_answered_examples_with_blank_lines_between():
@@ -279,9 +287,9 @@ def test_accuracy_is_by_sum_by_byte_and_by_token(params, monkeypatch):
     """The right answer wins in one way alone; its log p is the same everywhere."""
     log_p = [[-4.0, -4.4, -9.9], [-4.5, -4.0, -9.9], [-4.0, -3.9, -9.9]]
     rows = (
-        Row("q:", (" abcdefg", " hijk", " z"), 0),  # by sum, and a byte; by tokens of a byte the same
-        Row("q:", (" abcdefgh", " xy", " z"), 0),  # a byte alone
-        Row("q:", (" éééé", " abcdefg", " z"), 1),  # by sum, while " éééé" has 9 bytes
+        TaskRow("q:", (" abcdefg", " hijk", " z"), 0),  # by sum, and a byte; by tokens of a byte the same
+        TaskRow("q:", (" abcdefgh", " xy", " z"), 0),  # a byte alone
+        TaskRow("q:", (" éééé", " abcdefg", " z"), 1),  # by sum, while " éééé" has 9 bytes
     )
     task = Task("planted", rows)
     flat = np.array([p for each in log_p for p in each])
@@ -292,7 +300,7 @@ def test_accuracy_is_by_sum_by_byte_and_by_token(params, monkeypatch):
         return Scores(flat, np.array([False, True] + [False] * 7), np.array([True] * 2 + [False] * 7))
 
     monkeypatch.setattr(tasking, "score", fake)
-    found = evaluate(task, 0, params, GPT2, ByteTokenizer(), ALONE)
+    found = evaluate_task(task, 0, params, MODEL, ByteTokenizer(), ALONE)
     assert [found.metrics[m].value for m in ("acc", "acc_bytes")] == pytest.approx([2 / 3, 2 / 3])
     assert found.metrics["nats"].value == pytest.approx(-np.mean([-4.0, -4.5, -3.9]))
     assert found.metrics["perplexity"].value == pytest.approx(math.exp(found.metrics["nats"].value))
@@ -309,8 +317,8 @@ def test_a_cloze_is_exact_where_greedy_decoding_says_it(params):
     heard = ((context, likeliest(params, GPT2, request).continuation) for context, request in asked)
     context, said = next((context, ids) for context, ids in heard if 1 < ids[0] < 128)  # a text, in UTF-8
     answers = [chr(said[0]), "\x01"]
-    task = Task("cloze", tuple(Row(context, (answer,), 0) for answer in answers))
-    found = evaluate(task, 0, params, GPT2, tokenizer, ALONE)
+    task = Task("cloze", tuple(TaskRow(context, (answer,), 0) for answer in answers))
+    found = evaluate_task(task, 0, params, MODEL, tokenizer, ALONE)
     assert found.chance is None and set(found.metrics) == {"exact", "nats", "perplexity"}
     assert found.metrics["exact"].value == 0.5
     pairs, _ = encode_pairs(tokenizer, [(context, answer) for answer in answers])

@@ -149,7 +149,7 @@ def test_slurm_with_a_job_killed_and_the_waiting_command_interrupted(slurm, plan
 
 def test_ray_with_a_worker_killed(plan, quiet, tmp_path):
     pytest.importorskip("ray", reason="needs ray; make install EXTRAS=test,ray")
-    from gptjax.sweep.ray import Resources, execute
+    from gptjax.sweep.on_ray import Resources, execute
 
     trunk = plan.runs[0].name
     with ThreadPoolExecutor(1) as pool:

@@ -9,12 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from gptjax.commands.given import load
+from gptjax.batch import Batch
+from gptjax.commands.arguments import load
 from gptjax.config import RunConfig
-from gptjax.data.objectives import Batch
 from gptjax.estimate.footprint import footprint
-from gptjax.models.gpt import gpt
-from gptjax.question import fingerprint
+from gptjax.fingerprint import fingerprint
 from gptjax.sweep.plan import SweepConfig, make_plan
 from gptjax.train.optim import make_optimizer
 from gptjax.train.state import new_state
@@ -27,14 +26,14 @@ FOLDER = Path(__file__).parents[1] / "experiments" / "chinchilla"
 def test_every_size_traces_a_step(name):
     runs = {run.size: run.config for run in make_plan(load(str(FOLDER / f"{name}.py"), SweepConfig, "sweep")).runs}
     for config in runs.values():
-        model = gpt(config.model)
+        model = config.model.build(config.execution)
         optimizer = make_optimizer(config.optim, model.axes)
         tokens = jax.ShapeDtypeStruct((2, config.model.context), np.int32)
         batch = Batch(tokens, tokens, jax.ShapeDtypeStruct(tokens.shape, np.float32))
 
         def step(key, batch, model=model, optimizer=optimizer):
             state = new_state(key, model, optimizer)
-            return train_step(state, batch, 1e-3, apply=model.apply, optimizer=optimizer)
+            return train_step(state, batch, 1e-3, model=model, optimizer=optimizer)
 
         state, metrics = jax.eval_shape(step, jax.random.key(0), batch)
         assert metrics["loss"].shape == () and state.step.shape == ()

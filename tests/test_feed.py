@@ -8,8 +8,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from gptjax.data import feed
 from gptjax.data.feed import prefetch
 from gptjax.data.loader import Loader
+from gptjax.data.objectives import Causal, Masked, PrefixLM, objective_label
 from gptjax.data.store import build_store
-from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh
+from gptjax.mesh import make_mesh
+from gptjax.sharding import Layout, MeshConfig, Rules
 
 
 @pytest.fixture(scope="module")
@@ -19,10 +21,11 @@ def stores(tmp_path_factory):
     return tuple(build_store(name, "bytes", where / str(i)) for i, name in enumerate(names))
 
 
+@pytest.mark.parametrize("objective", [Causal(), PrefixLM(), Masked()], ids=objective_label)
 @pytest.mark.parametrize("separate", [False, True])
 @pytest.mark.parametrize("mesh", [MeshConfig(data=1), MeshConfig(data=4, context=2)], ids=str)
-def test_batches_cut_on_the_devices_are_those_sent_there(stores, monkeypatch, mesh, separate):
-    loader = Loader(stores, (1.0, 2.0), batch=8, seq_len=16, seed=3, separate_documents=separate)
+def test_batches_cut_on_the_devices_are_those_sent_there(stores, monkeypatch, mesh, separate, objective):
+    loader = Loader(stores, (1.0, 2.0), 8, 16, seed=3, separate_documents=separate, objective=objective)
     layout = Layout(make_mesh(mesh, jax.devices()[: mesh.data * mesh.context]), Rules())
     sharding = layout.sharding((None, "batch", "seq"))
     calls = [range(0, 5), range(5, 200), range(200, 201)]

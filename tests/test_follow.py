@@ -18,13 +18,12 @@ from test_sweep import losses, tiny, wait_for_rows
 from gptjax.config import to_json
 from gptjax.errors import BadInput
 from gptjax.files import write_json
-from gptjax.leases import hold
-from gptjax.models.count import count
+from gptjax.jobs.leases import hold
+from gptjax.run.result import Result
 from gptjax.sweep.execute import Queue
 from gptjax.sweep.follow import duration, followed, look, status
 from gptjax.sweep.ledger import Ledger
 from gptjax.sweep.plan import make_plan
-from gptjax.train.result import Result
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,8 @@ def sweep(cache):
 
 
 def row(run, seconds=2.0):
-    facts = {"fingerprint": "f", "data_digest": "d", "seed": 0, "params": asdict(count(run.config.model))}
+    cost = run.config.model.cost(run.config.model.context)
+    facts = {"fingerprint": "f", "data_digest": "d", "seed": 0, "params": {**cost.params, "padding": cost.padding}}
     sizes = {"flops_per_token": {}, "tokens": run.tokens, "tokens_paid": run.tokens, "steps": run.config.steps}
     result = Result("done", "", **facts, **sizes, epochs=0.1, loss=1.25, loss_se=0.1, bits_per_byte=1.0, evals={},
                     seconds=seconds, device="cpu")  # fmt: skip

@@ -6,26 +6,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models import logits_of
 
 from gptjax.errors import BadInput
+from gptjax.execution import Execution
 from gptjax.generate import Sampling, draw, generate, stream
-from gptjax.models.gpt import GPTConfig, gpt
-from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh
+from gptjax.mesh import make_mesh
+from gptjax.models.gpt import GPTConfig
+from gptjax.sharding import Layout, MeshConfig, Rules
 
-GPT2 = GPTConfig(vocab_size=97, context=48, d_model=48, n_layers=3, n_heads=6, init_std=0.2, vocab_multiple=8)
-LLAMA = replace(GPT2, n_kv_heads=2, norm="rmsnorm", bias=False, positions="rope", activation="silu", gated=True)
+SMALL = GPTConfig(vocab_size=97, context=48, d_model=48, n_layers=3, n_heads=6, init_std=0.2)
+ROTARY = replace(SMALL, n_kv_heads=2, norm="rmsnorm", bias=False, positions="rope", activation="silu", gated=True)
 CONFIGS = {
-    "gpt1": replace(GPT2, norm_place="post"),
-    "gpt2": GPT2,
-    "llama": replace(LLAMA, tied=False, qk_norm=True),
-    "llama3": replace(LLAMA, rope_scaling=(8.0, 1.0, 4.0, 32)),
-    "mup": replace(LLAMA, tied=False, mup_width=16, mup_depth=2, logit_cap=5.0),
+    "gpt1": replace(SMALL, norm_place="post"),
+    "gpt2": SMALL,
+    "llama": replace(ROTARY, tied=False, qk_norm=True),
+    "llama3": replace(ROTARY, rope_scaling=(8.0, 1.0, 4.0, 32)),
+    "mup": replace(ROTARY, tied=False, mup_width=16, mup_depth=2, logit_cap=5.0),
 }
+PADDED = Execution(vocab_multiple=8)
+GPT2, LLAMA = SMALL.build(PADDED), ROTARY.build(PADDED)
 GREEDY = Sampling(temperature=0.0)
 
 
-def weights(config, seed=1):
-    return jax.jit(gpt(config).init)(jax.random.key(seed))
+def weights(model, seed=1):
+    return jax.jit(model.init)(jax.random.key(seed))
 
 
 @pytest.fixture
@@ -36,12 +41,13 @@ def prompts():
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_greedy_is_what_the_whole_model_says_at_every_step(config, prompts):
-    params = weights(config)
-    answers = generate(params, config, prompts, 20, GREEDY)
+    model = config.build(PADDED)
+    params = weights(model)
+    answers = generate(params, model, prompts, 20, GREEDY)
 
     @jax.jit
     def likeliest(tokens):
-        return jnp.argmax(gpt(config).apply(params, tokens), axis=-1)
+        return jnp.argmax(logits_of(config, params, tokens, execution=PADDED), axis=-1)
 
     for prompt, answer in zip(prompts, answers, strict=True):
         text = np.zeros((1, config.context), np.int32)
@@ -94,7 +100,7 @@ def test_all_stopped_ends_the_loop(prompts):
 def test_sharded_over_a_mesh_it_says_the_same(prompts, mesh):
     params = weights(LLAMA)
     layout = Layout(make_mesh(mesh), Rules())
-    placed = jax.device_put(params, layout.params(gpt(LLAMA).axes, params))
+    placed = jax.device_put(params, layout.params(LLAMA.axes, params))
     alone = generate(params, LLAMA, prompts, 12, GREEDY)
     sharded = generate(placed, LLAMA, prompts, 12, GREEDY, layout=layout)
     for a, b in zip(alone, sharded, strict=True):
@@ -162,6 +168,11 @@ def test_impossible_sampling_is_refused(name, values):
     for value in values:
         with pytest.raises(BadInput, match=f"{name} {value} must"):
             Sampling(**{name: value})
+
+
+def test_a_model_that_does_not_generate_is_refused():
+    with pytest.raises(BadInput, match="family gpt does not generate text"):
+        generate(weights(GPT2), replace(GPT2, decoder=None), [np.arange(3)], 2)
 
 
 def test_a_seed_that_repeats_another_is_refused():

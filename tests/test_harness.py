@@ -9,11 +9,11 @@ from test_eval import write_corpus
 from test_hf import saved_run
 
 from gptjax.data.tokenizer import train_sentencepiece
-from gptjax.eval.made import make_task
-from gptjax.eval.tasks import Row, Task, encode_pairs, evaluate, harness_task, prompts, to_jsonl
+from gptjax.eval.synthetic_tasks import make_task
+from gptjax.eval.tasks import Task, TaskRow, encode_pairs, evaluate_task, harness_task, prompts, to_jsonl
 from gptjax.hf.export import export_hf
 from gptjax.models.gpt import GPTConfig
-from gptjax.train.weights import saved_model
+from gptjax.run.weights import saved_model
 
 lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance  # noqa: E402
@@ -95,7 +95,7 @@ def local(tmp_path_factory):
     """Write tasks with their YAML; return them, and the harness's manager of them."""
     place = tmp_path_factory.mktemp("tasks")
     tasks = [make_task(name, 12, 3) for name in ("lookup", "addition", "copy")]
-    tasks.append(Task("words", tuple(Row(f"a{i} = é\n", (" b", "c" * (i + 1), " ü é"), i % 3) for i in range(8))))
+    tasks.append(Task("words", tuple(TaskRow(f"a{i} = é\n", (" b", "c" * (i + 1), " ü é"), i % 3) for i in range(8))))
     for task in tasks:
         (place / f"{task.name}.jsonl").write_text(to_jsonl(task))
         described = harness_task(task, place / f"{task.name}.jsonl")
@@ -112,7 +112,7 @@ def test_local_tasks_score_the_same_here_there_and_exported(pair, local, shots, 
     settings = {"num_fewshot": shots, "task_manager": manager, "fewshot_random_seed": 7, "bootstrap_iters": 0}
     exported, through = (lm_eval.simple_evaluate(lm, tasks=names, **settings) for lm in (reference, ours))
     for task, name in zip(tasks, names, strict=True):
-        here = evaluate(task, shots, ours.params, ours.config, ours.ids, ours.layout, seed=7).metrics
+        here = evaluate_task(task, shots, ours.params, ours.saved.model, ours.ids, ours.layout, seed=7).metrics
         sent = through["samples"][name]
         contexts = [sample["arguments"]["gen_args_0"]["arg_0"] if isinstance(sample["arguments"], dict)
                     else sample["arguments"][0][0] for sample in sorted(sent, key=lambda s: s["doc_id"])]  # fmt: skip

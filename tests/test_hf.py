@@ -16,26 +16,30 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
+from models import logits_of
 
 from gptjax.cli import main
 from gptjax.config import RunConfig, SaveConfig, to_json
 from gptjax.data.json_tokenizer import JsonTokenizer, packed
 from gptjax.data.tokenizer import ByteTokenizer, train_sentencepiece
 from gptjax.errors import BadInput
+from gptjax.execution import Execution
 from gptjax.files import write_json
+from gptjax.fingerprint import fingerprint
 from gptjax.generate import generate
+from gptjax.hf.architectures import Settings, architecture_of, multipliers, plain, tensors_of
 from gptjax.hf.export import export_hf
-from gptjax.hf.families import Settings, family_of, multipliers, plain, tensors_of
 from gptjax.hf.load import import_hf, open_hf, read_params
-from gptjax.hf.safetensors import CODES, INDEX, SINGLE, Outgoing, open_tensors, write_tensors
+from gptjax.hf.tensor_files import CODES, INDEX, SINGLE, Outgoing, open_tensors, write_tensors
 from gptjax.hf.tokenizer import tokenizer_files
-from gptjax.models.gpt import GPTConfig, gpt
+from gptjax.models.gpt import GPTConfig
+from gptjax.run.checkpoint import Checkpoints
+from gptjax.run.export import export
+from gptjax.run.weights import saved_model
 from gptjax.sharding import MeshConfig
-from gptjax.train.checkpoint import Checkpoints
-from gptjax.train.export import export
-from gptjax.train.weights import saved_model
 
-GPT2 = GPTConfig(vocab_size=257, context=16, d_model=24, n_layers=3, n_heads=3, vocab_multiple=8)
+GPT2 = GPTConfig(vocab_size=257, context=16, d_model=24, n_layers=3, n_heads=3)
+PADDED = Execution(vocab_multiple=8)
 LLAMA = replace(
     GPT2, norm="rmsnorm", bias=False, positions="rope", activation="silu", gated=True, tied=False, n_kv_heads=1
 )
@@ -63,17 +67,18 @@ MESH = MeshConfig(data=4, fsdp=2)
 
 def saved_run(directory, config, mesh=MESH, silent=()):
     """Save random weights as a run of the byte tokenizer; ids that are silent are never the likeliest."""
-    params = noisy(gpt(config).init(jax.random.key(0)))
+    params = noisy(config.build(PADDED).init(jax.random.key(0)))
     params["embedding"] = params["embedding"].at[jnp.array(silent, int)].set(0.0)
     with Checkpoints(directory / "checkpoints", SaveConfig()) as checkpoints:
         checkpoints.save(5, {"params": params})
-    write_json(directory / "config.json", to_json(RunConfig(model=config, mesh=mesh)))
+    write_json(directory / "config.json", to_json(RunConfig(model=config, mesh=mesh, execution=PADDED)))
     ByteTokenizer().save(directory)
     return params
 
 
-def logits(config, params, ids):
-    return np.asarray(jax.jit(gpt(config).apply)(params, ids))[..., : config.vocab_size]
+def logits(saved, params, ids):
+    found = jax.jit(lambda params: logits_of(saved.config, params, ids, execution=saved.execution))(params)
+    return np.asarray(found)[..., : saved.config.vocab_size]
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -84,10 +89,10 @@ def test_an_export_is_the_model_and_comes_back(config, tmp_path):
     assert proof.largest < 1e-4 and len(list((tmp_path / "hf").glob("*.safetensors"))) > 3
     model = import_hf(tmp_path / "hf", tmp_path / "back")
     back = saved_model(tmp_path / "back")
-    assert model.family is family_of(config) is family_of(back.config) and multipliers(back.config) == {}
+    assert model.family is architecture_of(config) is architecture_of(back.config) and multipliers(back.config) == {}
     ids = jnp.asarray(np.random.default_rng(0).integers(257, size=(2, 16)))
-    ours = logits(config, params, ids)
-    theirs = logits(back.config, back.read(back.layout()), ids)
+    ours = logits(saved, params, ids)
+    theirs = logits(back, back.read(back.layout()), ids)
     np.testing.assert_allclose(theirs, ours, atol=1e-4)
     assert ours.std() > 0.1 and back.tokenizer.decode(range(257)) == ByteTokenizer().decode(range(257))
     if back.config.bias == config.bias and not multipliers(config):
@@ -150,7 +155,7 @@ def test_the_command_line_exports_and_imports(dtype, tmp_path, capsys):
 
 def write_hf(folder, config, dtype="float32", rename=str, **others):
     """Save random weights as transformers would, or nearly so."""
-    family, kind = family_of(config), jnp.dtype(dtype)
+    family, kind = architecture_of(config), jnp.dtype(dtype)
     folder.mkdir()
     rng = np.random.default_rng(0)
     arrays = {t.name: rng.normal(size=t.shape).astype(kind) for t in tensors_of(config, family)}
@@ -324,26 +329,26 @@ def test_one_file_counts_and_not_the_index_of_another_model_beside_it(tmp_path):
     ],
 )
 def test_rope_scaling_stands_for_rope_parameters(given, expected):
-    content = family_of(LLAMA).write(LLAMA)
+    content = architecture_of(LLAMA).write(LLAMA)
     del content["rope_theta"]
     if scaling := given.get("rope_scaling"):
         given["rope_scaling"] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, **scaling}
-    read = family_of(LLAMA).read(Settings({**content, "rope_parameters": {"rope_theta": 3.0}, **given}))
+    read = architecture_of(LLAMA).read(Settings({**content, "rope_parameters": {"rope_theta": 3.0}, **given}))
     assert (read.rope_scaling, read.rope_theta) == expected
 
 
 def test_what_a_config_leaves_out_is_what_transformers_takes():
     arcee = replace(LLAMA, gated=False, activation="relu")
-    content = family_of(arcee).write(arcee)
+    content = architecture_of(arcee).write(arcee)
     del content["rms_norm_eps"]
-    assert family_of(arcee).read(Settings(content)).norm_eps == 1e-5
+    assert architecture_of(arcee).read(Settings(content)).norm_eps == 1e-5
     del content["hidden_act"]
     with pytest.raises(BadInput, match="'relu2' is not one of"):
-        family_of(arcee).read(Settings(content))
+        architecture_of(arcee).read(Settings(content))
     qwen = replace(LLAMA, qk_norm=True)
-    content = family_of(qwen).write(qwen)
+    content = architecture_of(qwen).write(qwen)
     del content["head_dim"]
-    assert family_of(qwen).read(Settings(content)).d_head == 128
+    assert architecture_of(qwen).read(Settings(content)).d_head == 128
 
 
 def test_masks_of_any_type_are_left_out_and_a_head_may_stand_for_its_embedding(tmp_path):
@@ -366,11 +371,11 @@ def test_every_activation_is_exported_or_refused_in_a_line(monkeypatch):
     for activation in (*choices, "a new one"):
         for config in CONFIGS.values():
             try:
-                family_of(replace(config, activation=activation))
+                architecture_of(replace(config, activation=activation))
             except BadInput as refused:
                 assert "use --format orbax" in str(refused) and "\n" not in str(refused)
     for activation in choices:
-        assert family_of(replace(GPT2, activation=activation)).architecture == "GPT2LMHeadModel"
+        assert architecture_of(replace(GPT2, activation=activation)).architecture == "GPT2LMHeadModel"
 
 
 EOS = {
@@ -406,6 +411,35 @@ def test_weights_from_before_and_of_runs_end_where_the_next_document_begins(tmp_
     assert saved_model(tmp_path / "run").stops == saved_model(tmp_path / "weights").stops == [256]
 
 
+BEFORE = {"vocab_multiple": 8, "remat": "full", "attention": "auto", "microbatches": 0, "scan": None}  # of a model
+
+
+def test_files_from_when_a_model_said_how_it_is_computed_are_read(tmp_path):
+    """The config.json of a run and the weights.json of an export, as they were until 2027."""
+    params = saved_run(tmp_path / "run", GPT2, MeshConfig())
+    export(saved_model(tmp_path / "run"), tmp_path / "weights")
+    of_run, of_weights = tmp_path / "run" / "config.json", tmp_path / "weights" / "weights.json"
+    run, weights = (json.loads(path.read_text()) for path in (of_run, of_weights))
+    assert weights.pop("vocab_multiple") == 8 and not {*BEFORE} & {*weights["model"]}
+    del run["execution"], run["data"]["objective"], run["rules"]["hidden"], run["rules"]["experts"]
+    for content, path in ((run, of_run), (weights, of_weights)):
+        del content["model"]["family"]
+        write_json(path, content | {"model": content["model"] | BEFORE})
+    saved = saved_model(tmp_path / "run")
+    assert saved.run == RunConfig(model=GPT2, execution=Execution(vocab_multiple=8, remat="full"))
+    assert fingerprint(saved.run) == "8179a961b44144a5"  # as the code of then computed it
+    for folder, remat in (("run", "full"), ("weights", "none")):
+        saved = saved_model(tmp_path / folder)
+        assert (saved.config, saved.execution) == (GPT2, Execution(vocab_multiple=8, remat=remat))
+        read = saved.read(saved.layout())
+        assert read["embedding"].shape == (264, 24)
+        jax.tree.map(np.testing.assert_array_equal, read, params)
+        assert saved.speaker.execution.padded(saved.speaker.config.vocab_size) == 264
+        export(saved, tmp_path / f"{folder} again")
+        again = json.loads((tmp_path / f"{folder} again" / "weights.json").read_text())
+        assert again["vocab_multiple"] == 8 and again["model"] == to_json(GPT2)
+
+
 def test_an_id_beyond_the_vocabulary_leads_no_document(tmp_path):
     write_hf(tmp_path / "hf", LLAMA)
     setting(tmp_path / "hf", bos_token_id=50256, eos_token_id=[50256, 7])
@@ -426,7 +460,7 @@ def test_ids_that_only_pad_the_vocabulary_are_not_drawn(tmp_path):
     assert saved.tokenizer.decode([65, 499]) == b"A"
     prompts, settings = [np.array([256, 65])] * 8, {"new_tokens": 14, "layout": saved.layout()}
     params = saved.read(settings["layout"])
-    assert max(np.concatenate(generate(params, saved.config, prompts, **settings)).tolist()) > 256
+    assert max(np.concatenate(generate(params, saved.model, prompts, **settings)).tolist()) > 256
     assert max(np.concatenate(generate(params, saved.speaker, prompts, **settings)).tolist()) <= 256
 
 
@@ -644,15 +678,15 @@ MEASURE = """
 import sys
 from pathlib import Path
 from gptjax.hf.export import export_hf
-from gptjax.hf.families import Settings, family_of, tensors_of
+from gptjax.hf.architectures import Settings, architecture_of, tensors_of
 from gptjax.models.gpt import GPTConfig
 from gptjax.hf.load import import_hf
-from gptjax.train.export import export
-from gptjax.train.weights import saved_model
+from gptjax.run.export import export
+from gptjax.run.weights import saved_model
 
 way, folder = sys.argv[1], Path(sys.argv[2])
 c = GPTConfig(d_model=24)
-tensors_of(c, family_of(c))  # whatever jax needs to be at work
+tensors_of(c, architecture_of(c))  # whatever jax needs to be at work
 def memory(kind):
     return next(int(x.split()[1]) for x in open("/proc/self/status") if x.startswith(kind)) * 1024
 Path("/proc/self/clear_refs").write_text("5")
@@ -669,7 +703,7 @@ print(memory("VmHWM") - before)
 def test_the_host_holds_one_array_and_not_the_model(tmp_path):
     largest = 2**25  # the embedding's bytes, and a stacked MLP kernel's
     config = GPTConfig(vocab_size=2**15, context=8, d_model=256, n_layers=16, n_heads=4, d_mlp=2048, tied=False)
-    shapes = jax.eval_shape(gpt(config).init, jax.random.key(0))
+    shapes = jax.eval_shape(config.build().init, jax.random.key(0))
     size = sum(4 * s.size for s in jax.tree.leaves(shapes))
     assert max(4 * s.size for s in jax.tree.leaves(shapes)) == largest and size > 4.5 * largest
     bits = np.random.default_rng(0).integers(2**32, size=largest // 4, dtype=np.uint32).view(np.float32)

@@ -13,19 +13,21 @@ import numpy as np
 import pytest
 
 from gptjax.errors import BadInput
-from gptjax.hosts import PREEMPTED, job_settings
-from gptjax.train.metrics import read_metrics
+from gptjax.jobs.hosts import PREEMPTED, job_settings
+from gptjax.run.metrics import read_metrics
 
 RUN = """
 from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.loader import DataConfig, Source
+from gptjax.execution import Execution
 from gptjax.models.gpt import GPTConfig
 from gptjax.sharding import MeshConfig
 from gptjax.train.optim import OptimConfig
 
 def run():
     return RunConfig(
-        model=GPTConfig(vocab_size=257, context=32, d_model=16, n_layers=2, n_heads=2, init_std=0.0, vocab_multiple=8),
+        model=GPTConfig(vocab_size=257, context=32, d_model=16, n_layers=2, n_heads=2, init_std=0.0),
+        execution=Execution(vocab_multiple=8),
         data=DataConfig((Source("markov:states=4,documents=200,length=600"),), tokenizer="bytes", cache=CACHE),
         optim=OptimConfig(lr=2e-2, warmup=4), batch=8, steps=STEPS, steps_per_call=4, log_every=4,
         evaluate=EvalConfig(sequences=32, batch=8, every=20), save=SaveConfig(every=20), trackers=(),

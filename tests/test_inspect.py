@@ -7,10 +7,10 @@ import pytest
 from gptjax.cli import main
 from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.loader import DataConfig, Source, open_stores
-from gptjax.models.count import count
+from gptjax.execution import Execution
 from gptjax.models.gpt import GPTConfig
+from gptjax.run.loop import train
 from gptjax.sharding import MeshConfig
-from gptjax.train.loop import train
 from gptjax.train.optim import OptimConfig
 
 
@@ -19,7 +19,8 @@ def run(tmp_path_factory):
     """A finished run on (data 2, fsdp 2, tensor 2) with two checkpoints, and its config."""
     folder = tmp_path_factory.mktemp("inspect")
     config = RunConfig(
-        model=GPTConfig(vocab_size=257, context=16, d_model=8, n_layers=1, n_heads=2, bias=False, vocab_multiple=4),
+        model=GPTConfig(vocab_size=257, context=16, d_model=8, n_layers=1, n_heads=2, bias=False),
+        execution=Execution(vocab_multiple=4),
         data=DataConfig((Source("markov:states=4,documents=100,length=200"),), "bytes", cache=str(folder / "cache")),
         optim=OptimConfig(warmup=2),
         batch=8,
@@ -41,7 +42,7 @@ def said(capsys, *args):
 def test_a_run_and_its_checkpoint(run, tmp_path, capsys):
     folder, config = run
     out = said(capsys, folder / "run", "--json", tmp_path / "run.json")
-    assert out.startswith("run\n") and f"parameters: {count(config.model).total:,}" in out
+    assert out.startswith("run\n") and f"parameters: {config.model.cost(16).total:,}" in out
     assert "status: done" in out and out.count("bytes, sealed") == 2
     assert "layers.mlp.up.kernel" in out and "(1, 8, 32)" in out and "split (-, fsdp=2, tensor=2)" in out
     found = json.loads((tmp_path / "run.json").read_text())

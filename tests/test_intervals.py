@@ -17,7 +17,7 @@ from gptjax.laws.predict import forecaster, predict
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.table import PAIRED, Runs
 from gptjax.laws.uncertainty import WIDE, Draws, Noise, bootstrap, judged, noise_of_one
-from gptjax.train.validation import paired_errors
+from gptjax.run.validation import paired_errors
 
 GRID = ladder(LAW, np.geomspace(6e18, 3e21, 5))
 

@@ -8,15 +8,19 @@ import numpy as np
 import optax
 import pytest
 
-from gptjax.data.objectives import Batch
+from gptjax.batch import Batch
 from gptjax.estimate.collectives import collectives
-from gptjax.models.gpt import GPTConfig, gpt
-from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh, use
-from gptjax.train import loss
-from gptjax.train.loss import head_parts, summed_loss
+from gptjax.execution import Execution
+from gptjax.kernels import loss
+from gptjax.kernels.loss import head_parts
+from gptjax.mesh import make_mesh
+from gptjax.models.gpt import GPTConfig
+from gptjax.sharding import Layout, MeshConfig, Rules, use
+from gptjax.train.loss import summed_loss
 from gptjax.train.step import eval_step
 
-TIED = GPTConfig(vocab_size=250, context=24, d_model=16, n_layers=1, n_heads=2, vocab_multiple=16, init_std=0.5)
+TIED = GPTConfig(vocab_size=250, context=24, d_model=16, n_layers=1, n_heads=2, init_std=0.5)
+PADDED = Execution(vocab_multiple=16)
 CASES = {
     "tied": TIED,
     "head of its own": replace(TIED, tied=False, logit_cap=3.0),
@@ -35,14 +39,14 @@ def batch_of(config: GPTConfig, rows: int = 4) -> Batch:
 def found(config: GPTConfig, limit: float, monkeypatch, layout: Layout | None = None):
     """Compile loss and gradient with so many bytes of logits at once; return what they are, and the program."""
     monkeypatch.setitem(loss.LOGITS_BYTES, "cpu", limit)
-    model, batch = gpt(config), batch_of(config)
+    model, batch = config.build(PADDED), batch_of(config)
     params = jax.jit(model.init)(jax.random.key(0))
 
     def mean(params):
         if layout is None:
-            return summed_loss(params, batch, model.apply, 1e-2)
+            return summed_loss(model, params, batch, 1e-2)[:2]
         with use(layout):
-            return summed_loss(params, batch, model.apply, 1e-2)
+            return summed_loss(model, params, batch, 1e-2)[:2]
 
     program = jax.jit(jax.value_and_grad(lambda p: jax.tree.map(lambda s: s / 7, mean(p)), has_aux=True))
     compiled = program.lower(params).compile()
@@ -97,7 +101,7 @@ def test_devices_exchange_the_head_as_often_for_six_parts_as_for_two(mesh, monke
     def exchanged(parts: int) -> list[tuple[str, int]]:
         held = 4 * 256 * 24 // parts  # logits of a row in so many parts
         listed, _ = collectives(found(TIED, held, monkeypatch, layout)[1].as_text(), 4)
-        return sorted((c.kind, c.runs) for c in listed if c.bytes >= 2 * TIED.padded_vocab * TIED.d_model)
+        return sorted((c.kind, c.runs) for c in listed if c.bytes >= 2 * PADDED.padded(TIED.vocab_size) * TIED.d_model)
 
     often = exchanged(6)
     assert often == exchanged(2) and all(runs == 1 for _, runs in often)
@@ -106,15 +110,15 @@ def test_devices_exchange_the_head_as_often_for_six_parts_as_for_two(mesh, monke
 def evaluated(config: GPTConfig, limit: float, monkeypatch, layout: Layout | None = None):
     """Evaluate a batch with so many bytes of logits at once; return the nats of its sequences, and the program."""
     monkeypatch.setitem(loss.LOGITS_BYTES, "cpu", limit)
-    model, batches = gpt(config), jax.tree.map(lambda a: a[None], batch_of(config))
+    model, batches = config.build(PADDED), jax.tree.map(lambda a: a[None], batch_of(config))
     params = jax.jit(model.init)(jax.random.key(0))
     placed = params if layout is None else jax.device_put(params, layout.params(model.axes, params))
 
     def nats(params):
         if layout is None:
-            return eval_step(params, batches, apply=model.apply)
+            return eval_step(params, batches, model=model)
         with use(layout):
-            return eval_step(params, batches, apply=model.apply)
+            return eval_step(params, batches, model=model)
 
     compiled = jax.jit(nats).lower(placed).compile()
     return compiled(placed), compiled
@@ -134,7 +138,7 @@ def test_an_evaluation_gathers_the_head_once_and_holds_a_part_of_the_logits(monk
     layout = Layout(make_mesh(MeshConfig(data=1, fsdp=4), jax.devices()[:4]), Rules())
     _, program = evaluated(TIED, 4 * 256 * 4, monkeypatch, layout)  # six parts
     listed, _ = collectives(program.as_text(), 4)
-    assert all(c.runs == 1 for c in listed if c.bytes >= 2 * TIED.padded_vocab * TIED.d_model)
+    assert all(c.runs == 1 for c in listed if c.bytes >= 2 * PADDED.padded(TIED.vocab_size) * TIED.d_model)
     wide = replace(TIED, vocab_size=4096, context=64)
     whole, parts = (evaluated(wide, limit, monkeypatch)[1].memory_analysis() for limit in (1e9, 4 * 4 * 4096 * 4))
     logits = 4 * 4 * 64 * 4096

@@ -8,20 +8,22 @@ import numpy as np
 import optax
 import pytest
 
+from gptjax.batch import Batch
 from gptjax.config import RunConfig
-from gptjax.data.objectives import Batch
 from gptjax.errors import BadInput
-from gptjax.models.gpt import GPTConfig, gpt
-from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh, mesh_sizes, outermost, use
-from gptjax.train.checks import check_shapes
+from gptjax.execution import Execution
+from gptjax.mesh import make_mesh, mesh_sizes, outermost
+from gptjax.models.gpt import GPTConfig
+from gptjax.run.checks import check_shapes
+from gptjax.sharding import Layout, MeshConfig, Rules, use
 from gptjax.train.state import abstract_state, new_state
 from gptjax.train.step import train_steps
 
 LLAMA = GPTConfig(
     vocab_size=61, context=16, d_model=32, n_layers=4, n_heads=4, n_kv_heads=2, positions="rope", norm="rmsnorm",
-    gated=True, activation="silu", bias=False, tied=False, vocab_multiple=8, init_std=0.2,
+    gated=True, activation="silu", bias=False, tied=False, init_std=0.2,
 )  # fmt: skip
-GPT2 = GPTConfig(vocab_size=61, context=16, d_model=32, n_layers=4, n_heads=4, vocab_multiple=8, init_std=0.2)
+GPT2 = GPTConfig(vocab_size=61, context=16, d_model=32, n_layers=4, n_heads=4, init_std=0.2)
 B, S = 16, 3  # sequences a step, steps
 
 
@@ -62,10 +64,10 @@ def batches(segments: bool) -> Batch:
 
 def descend(case: Case, devices: int, dtype: str = "float32"):
     """Take S steps down the gradient; return the losses and how far each weight went, S gradients."""
-    config = replace(case.model, microbatches=case.microbatches, remat=case.remat, dtype=dtype)
+    execution = Execution(vocab_multiple=8, microbatches=case.microbatches, remat=case.remat)
     layout, model, optimizer = (
         Layout(make_mesh(case.mesh, jax.devices()[:devices]), case.rules),
-        gpt(config),
+        replace(case.model, dtype=dtype).build(execution),
         optax.sgd(1.0),
     )
     shardings = jax.tree.map(lambda s: s.sharding, abstract_state(model, optimizer, layout))
@@ -74,7 +76,7 @@ def descend(case: Case, devices: int, dtype: str = "float32"):
 
     def steps(state, batch, rates):
         with use(layout):
-            settings = {"apply": model.apply, "optimizer": optimizer, "z_loss": 1e-3, "accumulate": case.accumulate}
+            settings = {"model": model, "optimizer": optimizer, "z_loss": 1e-3, "accumulate": case.accumulate}
             return train_steps(state, batch, rates, **settings)
 
     placed = jax.device_put(batches(case.segments), layout.sharding((None, "batch", "seq")))
@@ -135,7 +137,9 @@ def test_rules_that_cannot_be_are_refused():
         Layout(mesh, Rules(mlp="tensr"))
     with pytest.raises(BadInput, match=r"the rules split \(embed, mlp\) twice by fsdp"):
         Layout(mesh, Rules(mlp=("fsdp", "tensor"))).sharding(("embed", "mlp"))
-    run = RunConfig(model=LLAMA, batch=16, mesh=MeshConfig(data=2, context=2, tensor=2))
+    run = RunConfig(
+        model=LLAMA, execution=Execution(vocab_multiple=8), batch=16, mesh=MeshConfig(data=2, context=2, tensor=2)
+    )
     for rules, match in (
         (Rules(keys="context", kv_heads=None), "rules.kv_heads None must be rules.heads, 'tensor'"),
         (Rules(keys="tensor", kv_heads=None, heads=None), "rules.keys 'tensor' must be None or"),
@@ -145,10 +149,13 @@ def test_rules_that_cannot_be_are_refused():
     for changes, match in (
         ({"mesh": MeshConfig(data=1, pipeline=8)}, "n_layers 4 is not divisible by 8 pipeline stages"),
         ({"mesh": MeshConfig(data=4, pipeline=2)}, "batch of 8 sequences is not divisible by 16 parts"),
-        ({"mesh": MeshConfig(data=1, context=8), "model": replace(LLAMA, attention="cudnn")}, "cudnn cannot split"),
+        (
+            {"mesh": MeshConfig(data=1, context=8), "execution": Execution(attention="cudnn", vocab_multiple=8)},
+            "cudnn cannot split",
+        ),
         ({"mesh": MeshConfig(data=1, tensor=8)}, "not divisible by its 8 mesh parts"),
     ):
-        run = replace(RunConfig(model=LLAMA, batch=8), **changes)
+        run = replace(RunConfig(model=LLAMA, execution=padded, batch=8), **changes)
         with pytest.raises(BadInput, match=match):
             check_shapes(run, Layout(make_mesh(run.mesh), run.rules))
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gptjax.config import RunConfig
-from gptjax.train.metrics import Log
+from gptjax.run.metrics import Log
 from gptjax.train.optim import OptimConfig
 
 STEPS = 24

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from models import logits_of as computed
 
 from gptjax.errors import BadInput
-from gptjax.models import layers, stack
-from gptjax.models.gpt import GPTConfig, gpt
-from gptjax.models.layers import attend, project
-from gptjax.models.norm import normalize
+from gptjax.execution import DEFAULT_EXECUTION, Execution
+from gptjax.kernels import layers
+from gptjax.mesh import make_mesh
+from gptjax.models.gpt import GPTConfig
 from gptjax.params import named, nested
-from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh, use
+from gptjax.sharding import Layout, MeshConfig, Rules, use
 
 T = 12
 GPT2 = GPTConfig(vocab_size=64, context=16, d_model=32, n_layers=2, n_heads=4)
@@ -31,9 +31,9 @@ FAMILIES = pytest.mark.parametrize("config", [GPT2, GPT1, GOPHER, LLAMA], ids=["
 SEGMENTS = jnp.repeat(jnp.arange(3), T // 3)[None]
 
 
-def init(config):
+def init(config, execution=DEFAULT_EXECUTION):
     """Draw weights, the biases and scales among them, so that none stands at a special value."""
-    shapes, rng = jax.eval_shape(gpt(config).init, jax.random.key(0)), np.random.default_rng(0)
+    shapes, rng = jax.eval_shape(config.build(execution).init, jax.random.key(0)), np.random.default_rng(0)
 
     def draw(path, leaf):
         return jnp.asarray((path[-1].key == "scale") + 0.2 * rng.standard_normal(leaf.shape, np.float32))
@@ -45,13 +45,13 @@ def draw_tokens(batch=2, length=T, seed=0):
     return jax.random.randint(jax.random.key(seed), (batch, length), 0, GPT2.vocab_size)
 
 
-def logits_of(config, params, tokens, segments=None):
-    return jax.jit(gpt(config).apply)(params, tokens, segments)
+def logits_of(config, params, tokens, segments=None, execution=DEFAULT_EXECUTION):
+    return jax.jit(partial(computed, config, execution=execution))(params, tokens, segments)
 
 
-def loss_and_gradient(config, params, tokens, **jit):
+def loss_and_gradient(config, params, tokens, execution=DEFAULT_EXECUTION, **jit):
     def loss(params, tokens):
-        logits = gpt(config).apply(params, tokens[:, :-1])
+        logits = computed(config, params, tokens[:, :-1], execution=execution)
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, 1:, None], axis=-1).mean()
 
     return jax.jit(jax.value_and_grad(loss), **jit)(params, tokens)
@@ -78,7 +78,7 @@ def influence(config, segments):
     weights = jax.random.normal(jax.random.key(2), others.shape)
 
     def readout(embedding):
-        return gpt(config).apply({**params, "embedding": embedding}, tokens, segments)[0][:, others] @ weights
+        return computed(config, {**params, "embedding": embedding}, tokens, segments)[0][:, others] @ weights
 
     return np.abs(jax.jit(jax.jacrev(readout))(params["embedding"])[:, :T]).sum(-1)
 
@@ -99,15 +99,15 @@ def test_scan_and_remat_change_neither_loss_nor_gradient(config):
     params, tokens = init(config), draw_tokens()
     plain = on_one_device(config)
     for scan, remat in [(True, "dots"), (True, "full"), (False, "none"), (False, "dots"), (False, "full")]:
-        assert_close(loss_and_gradient(replace(config, scan=scan, remat=remat), params, tokens), plain)
+        assert_close(loss_and_gradient(config, params, tokens, Execution(scan=scan, remat=remat)), plain)
 
 
 def test_remat_full_keeps_less_than_dots_and_dots_less_than_none():
     params, tokens = init(GPT2), draw_tokens(8)
 
     def kept(remat):
-        apply = gpt(replace(GPT2, remat=remat)).apply
-        backward = jax.eval_shape(lambda params: jax.vjp(lambda p: apply(p, tokens), params)[1], params)
+        apply = partial(computed, GPT2, tokens=tokens, execution=Execution(remat=remat))
+        backward = jax.eval_shape(lambda params: jax.vjp(lambda p: apply(params=p), params)[1], params)
         return sum(leaf.size for leaf in jax.tree.leaves(backward))
 
     assert kept("full") < kept("dots") < kept("none")
@@ -116,18 +116,18 @@ def test_remat_full_keeps_less_than_dots_and_dots_less_than_none():
 @EXTREMES
 def test_padding_the_vocabulary_changes_no_probability(config):
     odd = replace(config, vocab_size=61)
-    padded = replace(odd, vocab_multiple=16)
-    wide = init(padded)
+    padded = Execution(vocab_multiple=16)
+    wide = init(odd, padded)
     narrow = {**wide, "embedding": wide["embedding"][:61]}
     if not config.tied:
         narrow["head"] = {"kernel": wide["head"]["kernel"][:, :61]}
     tokens = draw_tokens() % 61
     exact = jax.nn.log_softmax(logits_of(odd, narrow, tokens))
-    log_p = jax.nn.log_softmax(logits_of(padded, wide, tokens))
+    log_p = jax.nn.log_softmax(logits_of(odd, wide, tokens, execution=padded))
     assert log_p.shape[-1] == 64
     assert_close(log_p[..., :61], exact)
     assert (jnp.exp(log_p[..., 61:]) == 0).all()
-    gradient = loss_and_gradient(padded, wide, tokens)[1]
+    gradient = loss_and_gradient(odd, wide, tokens, padded)[1]
     assert (gradient["embedding"][61:] == 0).all() and (gradient["embedding"][:61] != 0).any()
 
 
@@ -142,85 +142,6 @@ def test_grouped_queries_are_heads_that_share_keys_and_values():
     assert_close(logits_of(full, repeated, tokens), logits_of(replace(full, n_kv_heads=0), repeated, tokens))
 
 
-@pytest.mark.parametrize("positions", [T, 150, 699])  # on a CPU: one block, blocks of 64, of 175, with a shorter last
-@pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
-@pytest.mark.parametrize("documents", [False, True], ids=["whole", "segments"])
-def test_attend_is_jax_dot_product_attention(positions, n_kv_heads, documents):
-    q, k, v = (
-        jax.random.normal(jax.random.key(i), (2, positions, heads, 8))
-        for i, heads in enumerate((4, n_kv_heads, n_kv_heads))
-    )
-    starts = jax.random.bernoulli(jax.random.key(3), 0.1, (2, positions))
-    segments = jnp.cumsum(starts, axis=1) if documents else None
-    mask = None if segments is None else (segments[:, None, :, None] == segments[:, None, None, :])
-
-    def reference(q, k, v):
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="xla")
-
-    def ours(q, k, v):
-        return attend(q, k, v, segments, "auto")
-
-    def value_and_gradient(f):
-        def summed(*qkv):
-            attended = f(*qkv)
-            return jnp.sin(attended).sum(), attended
-
-        return jax.jit(jax.value_and_grad(summed, argnums=(0, 1, 2), has_aux=True))(q, k, v)
-
-    assert_close(value_and_gradient(ours), value_and_gradient(reference))
-
-
-@pytest.mark.parametrize("sizes", [(2, 6, 5, 40), (2, 6, 40, 5), (2, 6, 8, 8)], ids=["widens", "narrows", "keeps"])
-@pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
-def test_project_has_the_gradients_of_tensordot(sizes, device, monkeypatch):
-    """Alone and for runs that train together, as every kind of device computes it."""
-    monkeypatch.setattr(layers, "platform", lambda: device)
-    *lead, inner, outer = sizes
-    shapes = (*lead, 2, inner), (2, inner, outer, 3), (outer, 3), (*lead, outer, 3)
-    inputs = [jax.random.normal(jax.random.key(i), (3, *shape)) for i, shape in enumerate(shapes)]
-
-    def gradients(product, *inputs):
-        return jax.grad(lambda x, w, b, seen: (product(x, w, b) * seen).sum(), argnums=(0, 1, 2))(*inputs)
-
-    ours = partial(gradients, lambda x, w, b: project(x, w, b, 2))
-    alone = ours(*(x[0] for x in inputs))
-    assert_close(alone, gradients(lambda x, w, b: jnp.tensordot(x, w, 2) + b, *(x[0] for x in inputs)))
-    together = jax.vmap(ours)(*inputs)
-    assert_close(jax.tree.map(lambda g: g[0], together), alone)
-
-
-@pytest.mark.parametrize("kind", [nnx.LayerNorm, nnx.RMSNorm])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_norms_are_those_of_flax(kind, dtype):
-    """With the gradients that jax takes itself; kept for them are the input and two numbers a row."""
-    key = jax.random.key(0)
-    norm = kind(48, epsilon=1e-5, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=jnp.float32)
-    norm.scale[...] = 1 + jax.random.normal(key, (48,))
-    graph, weights = nnx.split(norm)
-    x, seen = (3 * jax.random.normal(jax.random.fold_in(key, i), (4, 5, 48)) + 1 for i in range(2))
-    bias = getattr(norm, "bias", None)
-
-    def ours(x, scale, bias):
-        return normalize(x, scale, bias, kind is nnx.LayerNorm, 1e-5)
-
-    def theirs(x, weights):
-        return nnx.merge(graph, weights)(x)
-
-    x = x.astype(dtype)
-    inputs = x, norm.scale[...], None if bias is None else bias[...]
-    found, gradient = jax.vjp(ours, *inputs)
-    wanted, reference = jax.vjp(theirs, x, weights)
-    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
-    assert_close(found, wanted, tolerance)
-    dx, d_scale, d_bias = gradient(seen.astype(dtype))
-    their_dx, their_weights = reference(seen.astype(dtype))
-    assert_close((dx, d_scale), (their_dx, their_weights["scale"][...]), tolerance)
-    if bias is not None:
-        assert_close(d_bias, their_weights["bias"][...], tolerance)
-    kept = sum(leaf.nbytes for leaf in jax.tree.leaves(gradient))
-    assert kept <= x.nbytes + 2 * 4 * 4 * 5 + 2 * 4 * 48
-
-
 def test_a_gpu_runs_few_layers_without_a_loop(monkeypatch):
     """As a loop gives, and with every position's features side by side in memory."""
     config = replace(GPT2, n_layers=3)
@@ -228,21 +149,22 @@ def test_a_gpu_runs_few_layers_without_a_loop(monkeypatch):
     wanted = loss_and_gradient(config, params, tokens)
 
     def program():
-        return str(jax.make_jaxpr(lambda params: gpt(config).apply(params, tokens))(params))
+        return str(jax.make_jaxpr(lambda params: computed(config, params, tokens))(params))
 
     assert " scan[" in program()
-    monkeypatch.setattr(stack, "platform", lambda: "gpu")
+    monkeypatch.setattr(layers, "target", lambda: "gpu")
     assert " scan[" not in program()
     assert program().count("major_to_minor=(0, 1, 2)") == config.n_layers + 1
     assert_close(loss_and_gradient(config, params, tokens), wanted)
-    monkeypatch.setattr(stack, "UNROLLED", 2)
+    monkeypatch.setattr(layers, "UNROLLED", 2)
     assert " scan[" in program()
 
 
 @pytest.mark.skipif(not find_spec("jax_cuda12_plugin") and not find_spec("jax_cuda13_plugin"), reason="no CUDA wheels")
 def test_dots_keeps_what_fused_attention_gives():
-    config = replace(GPT2, dtype="bfloat16", attention="cudnn", remat="dots", d_head=64)
-    program = str(jax.make_jaxpr(jax.grad(lambda p: gpt(config).apply(p, draw_tokens()).sum()))(init(config)))
+    config, execution = replace(GPT2, dtype="bfloat16", d_head=64), Execution(attention="cudnn", remat="dots")
+    summed = lambda p: computed(config, p, draw_tokens(), execution=execution).sum()  # noqa: E731
+    program = str(jax.make_jaxpr(jax.grad(summed))(init(config)))
     assert program.count("dot_product_attention_fwd_wrapper[") == 1
     assert program.count("dot_product_attention_bwd_wrapper[") == 1
 
@@ -253,7 +175,7 @@ def test_a_cpu_contracts_no_first_axis(config):
     params, tokens = init(config), draw_tokens()
 
     def loss(params):
-        return jnp.square(gpt(replace(config, scan=False)).apply(params, tokens)).sum()
+        return jnp.square(computed(config, params, tokens, execution=Execution(scan=False))).sum()
 
     text = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
     products = [line for line in text.splitlines() if " dot(" in line]
@@ -290,7 +212,7 @@ def test_logit_cap_bounds_the_logits():
 def test_bfloat16_computes_near_float32_from_float32_weights(config):
     params, tokens = init(config), draw_tokens()
     half = replace(config, dtype="bfloat16")
-    shapes = jax.eval_shape(gpt(half).init, jax.random.key(0))
+    shapes = jax.eval_shape(half.build().init, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
     exact, logits = logits_of(config, params, tokens), logits_of(half, params, tokens)
     assert logits.dtype == jnp.float32
@@ -316,7 +238,7 @@ def test_one_device_is_eight_devices(config, mesh):
         config = replace(config, n_kv_heads=4)
     params, tokens = init(config), draw_tokens(8)
     layout = Layout(make_mesh(mesh), Rules())
-    shardings = layout.params(gpt(config).axes, params)
+    shardings = layout.params(config.build().axes, params)
     placed = jax.device_put((params, tokens), (shardings, layout.sharding(("batch", "seq"))))
     with use(layout):
         split = loss_and_gradient(config, *placed, out_shardings=(None, shardings))
@@ -341,10 +263,10 @@ def test_bad_shapes_are_one_line_with_a_remedy(settings, message):
 
 def test_bad_sequences_and_meshes_are_refused():
     with pytest.raises(BadInput, match="17 tokens do not fit the context of 16"):
-        gpt(GPT2).apply(init(GPT2), draw_tokens(length=17))
+        computed(GPT2, init(GPT2), draw_tokens(length=17))
     layout = Layout(make_mesh(MeshConfig(data=1, fsdp=2, tensor=4)), Rules())
     with pytest.raises(BadInput, match="kv_heads of size 2 is not divisible by its 4 mesh parts"):
-        layout.params(gpt(LLAMA).axes, init(LLAMA))
+        layout.params(LLAMA.build().axes, init(LLAMA))
     with pytest.raises(BadInput, match="does not cover 8 devices"):
         make_mesh(MeshConfig(data=3))
 
@@ -352,10 +274,9 @@ def test_bad_sequences_and_meshes_are_refused():
 @pytest.mark.parametrize("tied", [True, False])
 def test_padding_the_vocabulary_changes_no_weight_and_no_logit(tied):
     plain = GPTConfig(vocab_size=50, context=16, d_model=32, n_layers=2, n_heads=4, tied=tied)
-    padded = replace(plain, vocab_multiple=16)
-    tokens = jnp.arange(32).reshape(2, 16)
-    one, other = (named(gpt(config).init(jax.random.key(0))) for config in (plain, padded))
+    padded, tokens = Execution(vocab_multiple=16), jnp.arange(32).reshape(2, 16)
+    one, other = (named(plain.build(execution).init(jax.random.key(0))) for execution in (DEFAULT_EXECUTION, padded))
     for name in one:
         np.testing.assert_array_equal(other[name][tuple(map(slice, one[name].shape))], one[name], err_msg=name)
-    a, b = (gpt(c).apply(nested(w), tokens) for c, w in ((plain, one), (padded, other)))
+    a, b = (computed(plain, nested(w), tokens, execution=e) for e, w in ((DEFAULT_EXECUTION, one), (padded, other)))
     np.testing.assert_allclose(b[..., :50], a, atol=1e-5)

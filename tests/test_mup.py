@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models import batch_of, logits_of
 
 from gptjax.config import RunConfig
 from gptjax.data.loader import DataConfig, Source
 from gptjax.errors import BadInput
-from gptjax.models.gpt import GPTConfig, gpt
+from gptjax.models.gpt import GPTConfig
 from gptjax.params import map_axes
-from gptjax.train.coord_check import coord_check, draw, observe
-from gptjax.train.mup import Factors, factors
+from gptjax.run.coord_check import coord_check, draw
+from gptjax.train.mup import Transfer, factors
 from gptjax.train.optim import OptimConfig, make_optimizer
 
 BASE = GPTConfig(vocab_size=64, context=16, d_model=16, n_layers=2, n_heads=2)
@@ -26,27 +27,27 @@ FULLY = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes
 
 
 def init(config):
-    return jax.jit(gpt(config).init)(jax.random.key(0))
+    return jax.jit(config.build().init)(jax.random.key(0))
 
 
 def logits(config, params):
-    return jax.jit(gpt(config).apply)(params, TOKENS)
+    return jax.jit(partial(logits_of, config))(params, TOKENS)
 
 
 def trained(config):
     """Return the weights and the logits after a step."""
-    model = gpt(config)
-    tx = make_optimizer(OptimConfig(weight_decay=0.1), model.axes, config)
+    model = config.build()
+    tx = make_optimizer(OptimConfig(weight_decay=0.1), model.axes, config.scales)
 
     def loss(params):
-        log_p = jax.nn.log_softmax(model.apply(params, TOKENS[:, :-1]))
+        log_p = jax.nn.log_softmax(logits_of(config, params, TOKENS[:, :-1]))
         return -jnp.take_along_axis(log_p, TOKENS[:, 1:, None], axis=-1).mean()
 
     @partial(jax.jit, compiler_options=FULLY)
     def run(params):
         updates, _ = tx.update(jax.grad(loss)(params), tx.init(params), params)
         params = jax.tree.map(lambda w, u: w + 0.01 * u, params, updates)
-        return params, model.apply(params, TOKENS)
+        return params, logits_of(config, params, TOKENS)
 
     return run(init(config))
 
@@ -58,9 +59,9 @@ def test_at_the_base_size_it_is_the_standard_parametrization_bit_for_bit(config)
 
 
 def test_where_it_is_off_the_optimizer_is_as_it_was():
-    model = gpt(BASE)
+    model = BASE.build()
     params = jax.eval_shape(model.init, jax.random.key(0))
-    plain, off = (make_optimizer(OptimConfig(), model.axes, *given) for given in ((), (BASE,)))
+    plain, off = (make_optimizer(OptimConfig(), model.axes, *given) for given in ((), (BASE.scales,)))
     assert jax.eval_shape(plain.init, params) == jax.eval_shape(off.init, params)
 
 
@@ -69,7 +70,7 @@ def test_initial_sizes_of_weights(init_std):
     """Embeddings and head keep the base's; variances of hidden matrices fall as 1/m; depth changes none."""
 
     def stds(config):
-        return jax.jit(lambda key: jax.tree.map(jnp.std, gpt(config).init(key)))(jax.random.key(0))
+        return jax.jit(lambda key: jax.tree.map(jnp.std, config.build().init(key)))(jax.random.key(0))
 
     big = replace(BASE, d_model=64, mup_width=64, init_std=init_std, tied=False)
     base = stds(big)
@@ -108,9 +109,9 @@ def test_logits_and_branches_are_scaled_down():
 def test_every_weight_has_the_factors_of_the_table():
     """CompleteP's Table 1 at m = 4, m_L = 4, alpha = 1/2."""
     config = replace(WIDE, depth_alpha=0.5, tied=False, qk_norm=True)
-    of = map_axes(lambda axes: factors(axes, config), gpt(config).axes)
-    outside = Factors(1, 1 / 4, 1)
-    hidden, vector = Factors(1 / 4 / 2, 1 / 4 / 2, 4), Factors(1 / 2, 1 / 4 / 2, 1)
+    of = map_axes(lambda axes: factors(axes, config.scales), config.build().axes)
+    outside = Transfer(1, 1 / 4, 1)
+    hidden, vector = Transfer(1 / 4 / 2, 1 / 4 / 2, 4), Transfer(1 / 2, 1 / 4 / 2, 1)
     assert of["embedding"] == of["positions"] == of["head"]["kernel"] == outside
     assert set(of["final_norm"].values()) == {outside}
     for part in (of["layers"]["attention"], of["layers"]["mlp"]):
@@ -118,14 +119,14 @@ def test_every_weight_has_the_factors_of_the_table():
             for kind, found in weights.items():
                 assert found == (hidden if kind == "kernel" else vector), (name, kind)
     assert {*of["layers"]["attention_norm"].values(), *of["layers"]["mlp_norm"].values()} == {vector}
-    assert factors(("layers", "embed", "mlp"), WIDE, "lion").rate == 1 / 4
-    assert factors(("layers", "embed", "mlp"), WIDE, "muon") == Factors(1 / 2, 1 / 16, 2)
+    assert factors(("layers", "embed", "mlp"), WIDE.scales, "lion").rate == 1 / 4
+    assert factors(("layers", "embed", "mlp"), WIDE.scales, "muon") == Transfer(1 / 2, 1 / 16, 2)
 
 
 def test_two_updates_are_adams_by_hand_with_each_groups_rate_eps_and_decay():
     config = replace(WIDE, depth_alpha=0.5)
-    model, eps, wd, b1, b2 = gpt(config), 1e-2, 0.3, 0.9, 0.95
-    tx = make_optimizer(OptimConfig(eps=eps, weight_decay=wd, b1=b1, b2=b2, clip=0.0), model.axes, config)
+    model, eps, wd, b1, b2 = config.build(), 1e-2, 0.3, 0.9, 0.95
+    tx = make_optimizer(OptimConfig(eps=eps, weight_decay=wd, b1=b1, b2=b2, clip=0.0), model.axes, config.scales)
     params, update = init(config), jax.jit(tx.update)
     rng = np.random.default_rng(0)
     gradients = [jax.tree.map(lambda p: 0.01 * rng.standard_normal(p.shape), params) for _ in range(2)]
@@ -178,7 +179,7 @@ def test_the_stream_grows_with_depth_and_not_under_completep(tmp_path):
 @pytest.mark.parametrize("config", [BASE, LLAMA], ids=["gpt2", "llama"])
 def test_the_stream_observed_is_the_one_that_makes_the_logits(config):
     params = init(config)
-    seen = jax.jit(partial(observe, config))(params, TOKENS)
+    seen = jax.jit(config.build().observe)(params, batch_of(TOKENS))
     x = seen["stream"] - (seen["stream"].mean(-1, keepdims=True) if config.norm == "layernorm" else 0)
     x = x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + config.norm_eps)
     table = params["embedding"].T if config.tied else params["head"]["kernel"]
@@ -187,7 +188,7 @@ def test_the_stream_observed_is_the_one_that_makes_the_logits(config):
 
 def test_what_has_no_rule_is_refused(tmp_path):
     with pytest.raises(BadInput, match="'adafactor' has no known rule of transfer"):
-        make_optimizer(OptimConfig(name="adafactor"), gpt(WIDE).axes, WIDE)
+        make_optimizer(OptimConfig(name="adafactor"), WIDE.build().axes, WIDE.scales)
     with pytest.raises(BadInput, match="set norm_place to 'pre'"):
         replace(WIDE, norm_place="post")
     with pytest.raises(BadInput, match="depth_alpha = 2"):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import ExitStack
 from dataclasses import replace
 
 import numpy as np
@@ -9,18 +10,19 @@ import pytest
 
 from gptjax.config import EvalConfig, InitFrom, RunConfig, SaveConfig
 from gptjax.data.loader import DataConfig, Source
+from gptjax.execution import Execution
 from gptjax.models.gpt import GPTConfig
+from gptjax.run.loop import Preempted, Run, train
+from gptjax.run.metrics import read_metrics
+from gptjax.run.signals import catch_sigterm
 from gptjax.sharding import MeshConfig
+from gptjax.sweep import pack
 from gptjax.sweep.execute import begin, shape, work
 from gptjax.sweep.ledger import Ledger
+from gptjax.sweep.pack import Known, train_together
 from gptjax.sweep.plan import SweepConfig, make_plan
 from gptjax.sweep.rules import always
-from gptjax.train import pack
-from gptjax.train.loop import Preempted, train, training
-from gptjax.train.metrics import read_metrics
 from gptjax.train.optim import OptimConfig
-from gptjax.train.pack import Known, advance
-from gptjax.train.signals import catch_sigterm
 
 FASTER, SLOWER = 0.1, 10.0  # of a packed call, against 1 of a run alone
 
@@ -28,7 +30,8 @@ FASTER, SLOWER = 0.1, 10.0  # of a packed call, against 1 of a run alone
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     return RunConfig(
-        model=GPTConfig(257, 32, 16, n_layers=2, n_heads=2, init_std=0.0, bias=False, vocab_multiple=8),
+        model=GPTConfig(257, 32, 16, n_layers=2, n_heads=2, init_std=0.0, bias=False),
+        execution=Execution(vocab_multiple=8),
         data=DataConfig((Source("markov:states=4,documents=200"),), "bytes", cache=str(tmp_path_factory.mktemp("c"))),
         optim=OptimConfig(lr=1e-2, warmup=4, schedule="wsd", weight_decay=0.1),
         batch=8,
@@ -71,8 +74,10 @@ def three(config):
 
 
 def together(runs, directory):
-    with catch_sigterm() as preempted:
-        return advance([training(c, directory / name, preempted) for name, c in runs.items()])
+    with catch_sigterm() as told, ExitStack() as stack:
+        opened = [stack.enter_context(Run(c, directory / name, told)) for name, c in runs.items()]
+        train_together(opened, lambda i: None)
+        return [run.result for run in opened]
 
 
 def losses(directory):
@@ -157,7 +162,7 @@ def test_an_error_in_one_stops_all_at_once(config, tmp_path, measured):
 def test_the_choice_follows_the_clock(config, monkeypatch):
     known = Known()
     p = pack.Pack()
-    call = pack.Call(None, None, None, np.zeros(4), left=400)  # type: ignore[arg-type]
+    call = pack.Asked(None, None, None, np.zeros(4), left=400)  # type: ignore[arg-type]
     pair = {0: call, 1: call}
     assert not p._is_worth_it(pair, known)  # nothing is known yet
     known.seconds[1] = [11.0, 1.0, 1.2]  # 10 to compile, 1 a call

@@ -13,17 +13,18 @@ from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.corpora import documents, pair_of
 from gptjax.data.feed import Resident
 from gptjax.data.loader import DataConfig, Loader, Source, open_stores, validation_batches
-from gptjax.data.objectives import causal
+from gptjax.data.objectives import Causal, Reading, halves
 from gptjax.data.pairs import in_rows, lay_out, pack
 from gptjax.data.store import build_store, open_store
 from gptjax.errors import BadInput
-from gptjax.models.gpt import GPTConfig, gpt
-from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh
-from gptjax.train.loop import train
+from gptjax.mesh import make_mesh
+from gptjax.models.gpt import GPTConfig
+from gptjax.run.loop import train
+from gptjax.run.metrics import read_metrics
+from gptjax.run.validation import Validation
+from gptjax.sharding import Layout, MeshConfig, Rules
 from gptjax.train.loss import summed_loss
-from gptjax.train.metrics import read_metrics
 from gptjax.train.optim import OptimConfig
-from gptjax.train.validation import Validation
 
 T, BOS, V = 24, 256, 257
 
@@ -87,7 +88,7 @@ def test_no_example_is_cut_and_every_answer_is_predicted_once(corpus, built, spl
     store = in_rows(built, T)
     n = (store.n_tokens(split) - 1) // T
     windows = store.windows(split, np.arange(n) * T, T + 1)
-    batch = causal(windows, BOS, V)
+    batch = Reading(Causal(), BOS, V)(windows, halves(np.arange(n)), 0)
     assert sorted(decoded(batch)) == sorted(examples(corpus, split))
     assert batch.weights.sum() == built.manifest.splits[split].predicted
     assert batch.inputs.max() < V and batch.targets.max() < V
@@ -121,17 +122,17 @@ def test_packing_never_overlaps_and_takes_the_best_fit():
 
 def test_the_loss_is_on_the_answer_alone_as_torch_ignores_labels(built):
     torch = pytest.importorskip("torch")
-    model = gpt(GPTConfig(vocab_size=V, context=T, d_model=16, n_layers=1, n_heads=2))
+    model = GPTConfig(vocab_size=V, context=T, d_model=16, n_layers=1, n_heads=2).build()
     params = model.init(jax.random.key(0))
     batch = validation_batches(in_rows(built, T), 2, 2, T, True)
     batch = jax.tree.map(lambda x: x[0], batch)
     labels = np.where(batch.weights > 0, batch.targets, -100)
     assert (labels == -100).any() and (labels != -100).any()
-    logits = model.apply(params, batch.inputs, batch.segments)
+    logits = model.logits(params, batch)
     theirs = torch.nn.functional.cross_entropy(
         torch.tensor(np.asarray(logits)).flatten(0, 1), torch.tensor(labels).flatten().long(), ignore_index=-100
     )
-    ours = summed_loss(params, batch, model.apply, 0.0)[0] / batch.weights.sum()
+    ours = summed_loss(model, params, batch, 0.0)[0] / batch.weights.sum()
     assert float(ours) == pytest.approx(theirs.item(), rel=1e-5)
 
 
@@ -197,7 +198,7 @@ def test_a_large_vocabulary_has_room_for_marks(built):
     tokens = np.array([5, 40000 + 3, 7, 5, 40000 + 5, 8], np.uint32)  # the second prompt is the token of bos
     rows = lay_out(tokens, 5, 40000, 4, "x")
     assert rows.tolist() == [40005, 40003, 7, 5, 40005, 40005, 8, 5, 40005]
-    batch = causal(rows.astype(np.int32)[None], 5, 40000)
+    batch = Reading(Causal(), 5, 40000)(rows.astype(np.int32)[None], halves(np.arange(1)), 0)
     assert batch.weights.tolist() == [[0, 1, 1, 0, 0, 1, 1, 0]]
 
 

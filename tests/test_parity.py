@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from models import batch_of
 from test_hf import saved_run
 
 from gptjax.cli import main
@@ -14,13 +15,14 @@ from gptjax.data.json_tokenizer import JsonTokenizer, packed
 from gptjax.data.tokenizer import ByteTokenizer, load_tokenizer
 from gptjax.errors import BadInput
 from gptjax.generate import Sampling, allowed, generate
+from gptjax.hf.architectures import architecture_of, tensors_of
 from gptjax.hf.export import export_hf
-from gptjax.hf.families import family_of, tensors_of
 from gptjax.hf.load import import_hf, open_hf, read_params
-from gptjax.models.gpt import GPTConfig, gpt
+from gptjax.mesh import make_mesh
+from gptjax.models.gpt import GPTConfig
 from gptjax.models.presets import PRESETS
-from gptjax.sharding import Layout, MeshConfig, Rules, make_mesh
-from gptjax.train.weights import saved_model
+from gptjax.run.weights import saved_model
+from gptjax.sharding import Layout, MeshConfig, Rules
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -65,7 +67,7 @@ CASES = {
 def pair(request, tmp_path_factory):
     """A model of transformers with random weights, and ours, imported from it: (name, theirs, ours, folder)."""
     config = CASES[request.param]
-    family = family_of(config)
+    family = architecture_of(config)
     torch.manual_seed(0)
     settings = {**family.write(config), "bos_token_id": None, "eos_token_id": None}
     theirs = transformers.AutoModelForCausalLM.from_config(
@@ -94,10 +96,10 @@ def test_logits_gradients_and_greedy_answers_are_those_of_transformers(pair):
     loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), torch.tensor(ids[:, 1:]).flatten())
     loss.backward()
 
-    params, model = read(saved), gpt(config)
+    params, model = read(saved), saved.model
 
     def our_loss(params):
-        ours = model.apply(params, jnp.asarray(ids))
+        ours = model.logits(params, batch_of(jnp.asarray(ids)))
         log_p = jax.nn.log_softmax(ours[:, :-1])
         return -jnp.take_along_axis(log_p, jnp.asarray(ids)[:, 1:, None], axis=-1).mean(), ours
 
@@ -114,9 +116,7 @@ def test_logits_gradients_and_greedy_answers_are_those_of_transformers(pair):
     theirs.generation_config.eos_token_id = None
     with torch.no_grad():
         continued = theirs.generate(torch.tensor(ids), attention_mask=torch.ones(B, T), **greedy)[:, T:].numpy()
-    np.testing.assert_array_equal(
-        np.stack(generate(params, config, list(ids), new, Sampling(temperature=0))), continued
-    )
+    np.testing.assert_array_equal(np.stack(generate(params, model, list(ids), new, Sampling(temperature=0))), continued)
 
 
 def in_our_names(tensors, folder):
@@ -143,7 +143,7 @@ def test_a_round_trip_changes_no_bit(pair):
 def matrix():
     columns = ("import", "export", "logits", "gradients", "greedy", "round trip")
     head = [f"| model | in transformers | {' | '.join(columns)} |", "|---|---|" + "---|" * len(columns)]
-    rows = [f"| {name} | {family_of(c).architecture} |" + " yes |" * len(columns) for name, c in CASES.items()]
+    rows = [f"| {name} | {architecture_of(c).architecture} |" + " yes |" * len(columns) for name, c in CASES.items()]
     return "\n".join(head + rows)
 
 
@@ -158,9 +158,9 @@ def test_presets_have_the_names_and_shapes_of_transformers(group):
             continue
         if preset.d_model % preset.n_heads:
             with pytest.raises(BadInput, match="divisible by n_heads"):
-                family_of(preset)
+                architecture_of(preset)
             continue
-        family, short = family_of(preset), replace(preset, n_layers=2)
+        family, short = architecture_of(preset), replace(preset, n_layers=2)
         with torch.device("meta"):
             theirs = transformers.AutoModelForCausalLM.from_config(
                 transformers.AutoConfig.for_model(family.model_type, **family.write(short))

@@ -1,25 +1,25 @@
 """Every published shape traces, counts as its paper counts, and is found by its name."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import pytest
+from models import logits_of
 
 from gptjax.errors import BadInput
-from gptjax.models.count import count, flops_per_token
-from gptjax.models.gpt import gpt
 from gptjax.models.presets import CHINCHILLA, GPT2, PRESETS, PUBLISHED_PARAMS, ROWS, TABLE_A9, preset
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_preset_traces(name):
     config = preset(name)
-    model = gpt(config)
-    params = jax.eval_shape(model.init, jax.random.key(0))
+    params = jax.eval_shape(config.build().init, jax.random.key(0))
     tokens = jax.ShapeDtypeStruct((1, config.context), jnp.int32)
-    assert jax.eval_shape(model.apply, params, tokens).shape == (1, config.context, config.vocab_size)
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count(config).stored
+    logits = jax.eval_shape(partial(logits_of, config), params, tokens)
+    assert logits.shape == (1, config.context, config.vocab_size)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == config.cost(config.context).stored
 
 
 def test_tables_are_whole():
@@ -40,7 +40,7 @@ def test_every_mismatch_beyond_rounding_is_explained_and_small():
 
 
 def test_gpt2_counts_are_the_papers_with_the_vocabulary_of_gpt1():
-    counted = [round(count(replace(row.config, vocab_size=40478)).total / 1e6) for row in GPT2]
+    counted = [round(replace(row.config, vocab_size=40478).cost(1024).total / 1e6) for row in GPT2]
     assert counted == [117, 345, 762, 1542]
     assert [round(row.params / 1e6) for row in GPT2] == [124, 355, 774, 1558]  # the names of the released weights
 
@@ -61,7 +61,8 @@ def test_table_a4_divides_the_layers_by_the_papers_own_count():
     ratios = {"74m": 1.03, "306m": 1.10, "552m": 1.08, "1143m": 1.04, "1593m": 1.03, "6796m": 0.99}
     for size, ratio in ratios.items():
         config = preset(f"chinchilla-{size}")
-        flops, n = flops_per_token(config, 2048), count(config).total + relative_projections(config)
+        cost = config.cost(2048)
+        flops, n = cost.flops, cost.total + relative_projections(config)
         assert round(flops["table_a4"] / (6 * n), 2) == ratio
         assert flops["appendix_f"] / (6 * n) > ratio + 0.03, "as the text words it, the ratios are larger"
 
@@ -74,7 +75,7 @@ def test_llama_counts_are_those_of_the_released_weights():
         "llama3-8b": 8_030_261_248,
         "llama3.1-405b": 405_853_388_800,
     }
-    assert {name: count(preset(name)).total for name in released} == released
+    assert {name: preset(name).cost(2048).total for name in released} == released
 
 
 def test_unknown_name_offers_near_ones():

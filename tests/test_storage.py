@@ -17,13 +17,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptjax import files, leases, storage
+from gptjax import files
 from gptjax.cli import main
 from gptjax.config import from_file, load_config
-from gptjax.errors import BadInput, ending
+from gptjax.errors import BadInput, exit_code_of
+from gptjax.jobs import leases, storage
+from gptjax.run.metrics import read_metrics
+from gptjax.run.result import Result
 from gptjax.sweep.ledger import Ledger
-from gptjax.train.metrics import read_metrics
-from gptjax.train.result import Result
 
 TESTS = Path(__file__).parent
 
@@ -46,7 +47,7 @@ def python(program: str, *args: object, env: dict[str, str] | None = None) -> su
 
 FILES = """
 import sys
-from gptjax import storage
+from gptjax.jobs import storage
 d = storage.folder(sys.argv[1]) / "run"
 d.mkdir(parents=True, exist_ok=True)
 (d / "deep").mkdir(exist_ok=True)
@@ -66,7 +67,7 @@ print("same")
 
 RACE = """
 import sys
-from gptjax import storage
+from gptjax.jobs import storage
 d = storage.folder(sys.argv[1])
 print("ready", flush=True)
 for i in map(int, sys.stdin):
@@ -113,7 +114,7 @@ def test_a_writer_that_is_killed_leaves_a_whole_file(tmp_path):
     path = tmp_path / "file"
     program = """
 import sys, pathlib
-from gptjax import storage
+from gptjax.jobs import storage
 for i in range(10**9):
     storage.write(pathlib.Path(sys.argv[1]), b"%d" % (i % 10) * 1_000_000)
 """
@@ -151,7 +152,7 @@ def test_addresses_that_nothing_here_writes_are_refused(where, capsys):
 
 HOLDER = """
 import sys, time, pathlib
-from gptjax import leases
+from gptjax.jobs import leases
 leases.BEAT_SECONDS = 0.05
 if sys.argv[2]:
     leases.machine = lambda: sys.argv[2]
@@ -298,7 +299,7 @@ def test_a_full_disk_leaves_nothing_beside_a_file_and_names_it(tmp_path, monkeyp
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError) as error:
         write(path, b"new")
-    code, line = ending(error.value)
+    code, line = exit_code_of(error.value)
     assert code == 1 and line.startswith(f"{path}: No space left on device; make room")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("old", "old")]
 

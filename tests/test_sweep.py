@@ -11,9 +11,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from dataclasses import asdict, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,12 +23,14 @@ import pytest
 from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.loader import DataConfig, Source
 from gptjax.errors import BadInput
+from gptjax.fingerprint import fingerprint
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.report import write_report
 from gptjax.laws.table import PAIRED, read_runs
-from gptjax.models.count import count, flops_per_token
 from gptjax.models.gpt import GPTConfig
-from gptjax.question import fingerprint
+from gptjax.run.loop import train
+from gptjax.run.result import Result
+from gptjax.run.validation import WINDOWS
 from gptjax.sharding import MeshConfig
 from gptjax.sweep.execute import pending
 from gptjax.sweep.follow import status
@@ -35,11 +39,7 @@ from gptjax.sweep.local import execute
 from gptjax.sweep.loop import read_curve, run_sweep, thin_curve, write_tables
 from gptjax.sweep.plan import Plan, Speed, SweepConfig, describe, holdout_run, make_plan
 from gptjax.sweep.rules import always, of_layers, power, step_law_lr
-from gptjax.train.loop import train
 from gptjax.train.optim import OptimConfig
-from gptjax.train.pack import Run
-from gptjax.train.result import Result
-from gptjax.train.validation import WINDOWS
 
 BUDGETS = (2e8, 4e8, 8e8)
 
@@ -234,7 +234,7 @@ def test_a_rule_is_given_the_n_that_its_paper_counts(sweep):
         return 1e-3
 
     cell = make_plan(replace(sweep, sizes=(8,), lr=rule, b2=lambda n, d: seen.append(n) or 0.9)).runs[-1]
-    counted = count(cell.config.model)
+    counted = cell.config.model.cost(cell.config.model.context)
     assert set(seen) == {counted.non_embedding, counted.total} and counted.non_embedding < counted.total
     with_step_law = make_plan(replace(sweep, sizes=(8,), budgets=BUDGETS[:1], lr=step_law_lr)).runs[-1]
     tokens = BUDGETS[0] / 6 / counted.total
@@ -517,18 +517,25 @@ def test_the_whole_loop_predicts_before_it_trains(cache, tmp_path, monkeypatch):
     law, noise = ChinchillaLaw(A=40.0, B=60.0, E=1.3, alpha=0.33, beta=0.31), np.random.default_rng(0)
     order = []
 
-    def planted(config: RunConfig, directory: Path, *_: object, **__: object) -> Run[Result]:
-        yield from ()
-        counted, tokens = count(config.model), config.steps * config.tokens_per_step
-        loss = float(law.loss(counted.total, tokens) * np.exp(0.003 * noise.standard_normal()))
+    @contextmanager
+    def planted(config: RunConfig, directory: Path, *_: object, **__: object):
+        """Stand in for a run that is finished as soon as it is opened."""
+        cost, tokens = config.model.cost(config.model.context), config.steps * config.tokens_per_step
+        loss = float(law.loss(cost.total, tokens) * np.exp(0.003 * noise.standard_normal()))
         order.append((directory.name, (tmp_path / "prediction.json").exists()))
-        facts = {"fingerprint": fingerprint(config), "data_digest": "none", "seed": 0, "params": asdict(counted)}
-        per_token = flops_per_token(config.model, config.model.context)
+        facts = {
+            "fingerprint": fingerprint(config),
+            "data_digest": "none",
+            "seed": 0,
+            "params": {**cost.params, "padding": cost.padding},
+        }
+        per_token = dict(cost.flops)
         lengths = {"tokens": tokens, "tokens_paid": tokens, "steps": config.steps, "epochs": 0.1}
         losses = {"loss": loss, "loss_se": 0.003, "bits_per_byte": loss, "evals": {}}
-        return Result("done", "", **facts, flops_per_token=per_token, **lengths, **losses, seconds=1.0, device="none")
+        about = {"flops_per_token": per_token, "seconds": 1.0, "device": "none"}
+        yield SimpleNamespace(result=Result("done", "", **facts, **lengths, **losses, **about))
 
-    monkeypatch.setattr("gptjax.sweep.execute.training", planted)
+    monkeypatch.setattr("gptjax.sweep.execute.Run", planted)
     monkeypatch.setattr("gptjax.sweep.execute.compile_ahead", lambda _: None)
     monkeypatch.setattr("gptjax.sweep.loop.write_report", partial(write_report, sweeps=4))
     cosine = replace(tiny(cache, "cosine"), sizes=(4, 6, 8, 12, 16, 24, 32), budgets=(4e8, 1.6e9, 6.4e9, 2.56e10))

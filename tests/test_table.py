@@ -22,7 +22,6 @@ from gptjax.laws.parametric import parametric
 from gptjax.laws.predict import predict, read_forecaster
 from gptjax.laws.report import write_report
 from gptjax.laws.table import CONVENTIONS, Runs, read_curves, read_runs
-from gptjax.models.count import count, flops_per_token
 from gptjax.models.gpt import GPTConfig
 from gptjax.sweep.loop import table_row, to_csv, to_parquet
 
@@ -44,7 +43,8 @@ def ledger_row(name, config, **facts):
     row = {"run": name, "status": "done", "role": "cell", "reason": "", "size": "d", "budget": 1e12, "seed": 0}
     row |= {"steps": 1000, "batch": 64, "lr": 0.01, "b2": 0.95, "epochs": 0.5, "tokens": 1_024_000, "tokens_paid": 1e6}
     row |= {"loss": 3.0, "loss_se": 0.01, "bits_per_byte": 1.5, "seconds": 1.0, "device": "cpu", "fingerprint": "f"}
-    row |= {"params": asdict(count(config)), "flops_per_token": flops_per_token(config, config.context)}
+    cost = config.cost(config.context)
+    row |= {"params": {**cost.params, "padding": cost.padding}, "flops_per_token": dict(cost.flops)}
     return {**row, "data_digest": "d", **facts}
 
 
@@ -53,7 +53,7 @@ def sweep_table(tmp_path):
     """A table of two shapes as a sweep writes it, with a failed run."""
     rows = [ledger_row(*named) for named in (("tied", TIED), ("untied", UNTIED))]
     failed = {"run": "lost", "status": "failed", "role": "cell", "reason": "diverged"}
-    sizes = (count(TIED).total, count(UNTIED).total, 0)
+    sizes = (TIED.cost(16).total, UNTIED.cost(16).total, 0)
     path = tmp_path / "runs.csv"
     table = [table_row(row, n, "6n_total") for row, n in zip([*rows, failed], sizes, strict=True)]
     path.write_text(to_csv(table))
@@ -78,14 +78,14 @@ def equal(a: Runs, b: Runs):
 
 
 def test_conventions_are_those_of_the_models_and_count_what_a_sweep_recorded(sweep_table):
-    assert list(CONVENTIONS) == list(flops_per_token(TIED, 16)) == list(N_OF)
+    assert list(CONVENTIONS) == list(TIED.cost(16).flops) == list(N_OF)
     runs = read_runs(sweep_table)
     assert runs.run == ("tied", "untied") and runs.conventions == tuple(CONVENTIONS)
     for name, what in N_OF.items():
-        for i, config in enumerate((TIED, UNTIED)):
+        for i, cost in enumerate((TIED.cost(16), UNTIED.cost(16))):
             counted = runs.counted(name)
-            assert counted.params[i] == getattr(count(config), what), name
-            assert counted.flops[i] == pytest.approx(flops_per_token(config, 16)[name] * runs.tokens[i], rel=1e-9), name
+            assert counted.params[i] == getattr(cost, what), name
+            assert counted.flops[i] == pytest.approx(cost.flops[name] * runs.tokens[i], rel=1e-9), name
             assert name in counted.convention
         equal(read_runs(sweep_table, name), runs.counted(name))
     equal(runs.counted(""), runs)

@@ -24,14 +24,18 @@ from gptjax.data.corpora import markov_entropy
 from gptjax.data.feed import prefetch
 from gptjax.data.loader import DataConfig, Source, open_stores
 from gptjax.errors import BadInput
+from gptjax.execution import Execution
+from gptjax.mesh import make_mesh
 from gptjax.models.gpt import GPTConfig
-from gptjax.sharding import Layout, MeshConfig, make_mesh
-from gptjax.train.checkpoint import Checkpoints
-from gptjax.train.loop import PREEMPTED, Preempted, compile_ahead, cut, make_loader, train
-from gptjax.train.metrics import read_metrics
+from gptjax.run.begin import cut, make_loader
+from gptjax.run.checkpoint import Checkpoints
+from gptjax.run.loop import PREEMPTED, Preempted, train
+from gptjax.run.metrics import read_metrics
+from gptjax.run.trace import traced
+from gptjax.sharding import Layout, MeshConfig
+from gptjax.sweep.pack import compile_ahead
 from gptjax.train.optim import OptimConfig, cooldown_start, without_schedule
-from gptjax.train.profile import traced
-from gptjax.train.step import make_programs
+from gptjax.train.programs import make_programs
 
 OPTIMIZED = True
 CORPUS = "markov:states=4,documents=200,length=600"
@@ -45,10 +49,9 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module")
 def config(cache):
     return RunConfig(
-        model=GPTConfig(
-            vocab_size=257, context=32, d_model=16, n_layers=2, n_heads=2, init_std=0.0, bias=False, vocab_multiple=8
-        ),
+        model=GPTConfig(vocab_size=257, context=32, d_model=16, n_layers=2, n_heads=2, init_std=0.0, bias=False),
         data=DataConfig(sources=(Source(CORPUS),), tokenizer="bytes", cache=cache),
+        execution=Execution(vocab_multiple=8),
         optim=OptimConfig(lr=2e-2, warmup=4, schedule="wsd", weight_decay=0.0),
         batch=8,
         steps=40,
@@ -106,7 +109,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(config, whole, tmp_path, monkeypat
             monkeypatch.undo()
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("gptjax.train.loop.Checkpoints.save", save_and_be_terminated)
+    monkeypatch.setattr("gptjax.run.loop.Checkpoints.save", save_and_be_terminated)
     with pytest.raises(Preempted) as stop:
         train(config, tmp_path / "twice")
     assert stop.value.code == PREEMPTED == 75
@@ -133,7 +136,8 @@ def test_a_branch_is_the_whole_run_bit_for_bit(config, whole, tmp_path):
 def few_steps(config: RunConfig, mesh: MeshConfig, devices: int, **settings):
     """Take three steps over a mesh of so many devices; return their losses and gradient norms."""
     layout = Layout(make_mesh(mesh, jax.devices()[:devices]), config.rules)
-    programs = make_programs(config.model, without_schedule(config.optim), layout, 0.0, settings.get("accumulate", 1))
+    optim, accumulate = without_schedule(config.optim), settings.get("accumulate", 1)
+    programs = make_programs(config.model, config.execution, optim, layout, 0.0, accumulate)
     loader = make_loader(config, open_stores(config.data))
     (batches,) = prefetch(loader, [range(3)], programs.batches)
     _, metrics = programs.train(programs.init(jax.random.key(0)), batches, np.full(3, 1e-2, np.float32))
@@ -169,7 +173,7 @@ def test_kill_9_loses_nothing_but_what_followed_the_last_checkpoint(config, tmp_
     program = (
         "import sys, pathlib, conftest\n"
         "from gptjax.config import load_config\n"
-        "from gptjax.train.loop import train\n"
+        "from gptjax.run.loop import train\n"
         "train(load_config(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
@@ -238,8 +242,8 @@ INTERRUPT = """
 import os, signal, sys, threading, time
 from pathlib import Path
 from gptjax.cli import main
-from gptjax.train import loop
-from gptjax.train.checkpoint import Checkpoints
+from gptjax.run import loop
+from gptjax.run.checkpoint import Checkpoints
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell may ignore it
 save, pid = Checkpoints.save, os.getpid()

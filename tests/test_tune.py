@@ -13,31 +13,37 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore as ts
+from models import batch_of
 
 from gptjax.config import EvalConfig, InitFrom, RunConfig, SaveConfig, from_json, load_config, to_json
 from gptjax.data.feed import prefetch
 from gptjax.data.loader import DataConfig, Source, open_stores
 from gptjax.errors import BadInput
-from gptjax.models.gpt import GPTConfig, gpt
+from gptjax.execution import Execution
+from gptjax.fingerprint import fingerprint
+from gptjax.mesh import make_mesh
+from gptjax.models.gpt import GPTConfig
 from gptjax.params import named, nested
-from gptjax.question import fingerprint
-from gptjax.sharding import Layout, MeshConfig, make_mesh
+from gptjax.run.begin import make_loader, programs_of
+from gptjax.run.checkpoint import Checkpoints, open_arrays
+from gptjax.run.export import export
+from gptjax.run.initial_weights import check_origin, with_resolved_origin
+from gptjax.run.loop import Preempted, train
+from gptjax.run.result import Result
+from gptjax.run.weights import saved_model
+from gptjax.sharding import Layout, MeshConfig
 from gptjax.sweep.plan import SweepConfig, make_plan
-from gptjax.train.checkpoint import Checkpoints, open_arrays
-from gptjax.train.export import export
-from gptjax.train.loop import Preempted, make_loader, programs_of, train
+from gptjax.train.adapters import EVERYTHING, TuneConfig, merged, merged_arrays, tuned
 from gptjax.train.mup import factors
 from gptjax.train.optim import OptimConfig, decays
-from gptjax.train.origin import check_origin, identified
-from gptjax.train.result import Result
-from gptjax.train.step import Programs
-from gptjax.train.tune import EVERYTHING, TuneConfig, merged, merged_arrays, tuned
-from gptjax.train.weights import saved_model
+from gptjax.train.programs import Programs
 
 MODEL = GPTConfig(
     vocab_size=257, context=32, d_model=16, n_layers=2, n_heads=2, d_head=4, init_std=0.0, norm="rmsnorm", bias=False,
-    positions="rope", gated=True, activation="silu", tied=False, vocab_multiple=8,
+    positions="rope", gated=True, activation="silu", tied=False,
 )  # fmt: skip
+PADDED = Execution(vocab_multiple=8)
+PLAIN = MODEL.build(PADDED)
 LORA = TuneConfig(lora_rank=2, lora_alpha=6.0, lora_targets=("attention", "mlp"))
 FROZEN = TuneConfig(frozen=("embedding", "layers.mlp", "*.scale"))
 
@@ -51,6 +57,7 @@ def cache(tmp_path_factory):
 def config(cache):
     return RunConfig(
         model=MODEL,
+        execution=PADDED,
         data=DataConfig(sources=(Source("markov:states=4,documents=60,length=300"),), tokenizer="bytes", cache=cache),
         optim=OptimConfig(lr=2e-2, warmup=2),
         batch=8,
@@ -102,24 +109,28 @@ def tokens(rows: int = 2) -> np.ndarray:
 # ---- adapters
 
 
-@pytest.mark.parametrize("change", [{}, {"dtype": "bfloat16", "scan": False, "remat": "full", "mup_width": 8}])
-def test_adapters_begin_as_the_model_itself(change):
-    plain = gpt(replace(MODEL, **change))
+@pytest.mark.parametrize(
+    ("change", "execution"),
+    [({}, PADDED), ({"dtype": "bfloat16", "mup_width": 8}, replace(PADDED, scan=False, remat="full"))],
+    ids=["plain", "changed"],
+)
+def test_adapters_begin_as_the_model_itself(change, execution):
+    plain = replace(MODEL, **change).build(execution)
     lora = tuned(plain, LORA)
     params, adapted = plain.init(jax.random.key(0)), lora.init(jax.random.key(0))
     for name, w in named(params).items():
         np.testing.assert_array_equal(named(adapted)[name], w, err_msg=name)
-    logits = lora.apply(adapted, tokens())
-    np.testing.assert_array_equal(logits, plain.apply(params, tokens()))
-    assert (lora.apply(random_adapters(adapted), tokens()) != logits).any()
+    logits = lora.logits(adapted, batch_of(tokens()))
+    np.testing.assert_array_equal(logits, plain.logits(params, batch_of(tokens())))
+    assert (lora.logits(random_adapters(adapted), batch_of(tokens())) != logits).any()
 
 
 def test_adapters_are_the_papers_formula():
     """h = W x + (alpha / r) B A x (Hu et al. 2021, Eq. 3), layer by layer, for one input axis and for two."""
-    lora = tuned(gpt(MODEL), LORA)
+    lora = tuned(PLAIN, LORA)
     params = random_adapters(lora.init(jax.random.key(0)))
     found, weights = named(merged(params, LORA)), named(params)
-    assert found.keys() == named(gpt(MODEL).axes).keys()
+    assert found.keys() == named(PLAIN.axes).keys()
     rng = np.random.default_rng(0)
     for kernel, n_in in (("attention.query", 1), ("attention.out", 2), ("mlp.down", 1)):
         w, a, b = (np.asarray(weights[f"layers.{kernel}.{last}"]) for last in ("kernel", "lora_a", "lora_b"))
@@ -151,10 +162,10 @@ def test_gradients_of_adapters_are_torchs():
 
 def test_rates_and_decay_of_adapters():
     wide = replace(MODEL, mup_width=4)
-    axes = named(tuned(gpt(wide), LORA).trained)
+    axes = named(tuned(wide.build(), LORA).trained)
     assert {name.rpartition(".")[2] for name in axes} == {"lora_a", "lora_b"} and all(map(decays, axes.values()))
     for name, a in axes.items():
-        assert factors(a, wide).rate == (1 / 4 if name.endswith("lora_a") else 1.0), name
+        assert factors(a, wide.scales).rate == (1 / 4 if name.endswith("lora_a") else 1.0), name
 
 
 # ---- what is trained
@@ -177,7 +188,7 @@ def test_what_is_frozen_has_no_moments(config, tune, optimizer):
     run = replace(config, tune=tune, optim=replace(config.optim, name=optimizer))
     layout = layout_of(run, MeshConfig(), 1)
     programs = programs_of(run, layout)
-    trained = named(tuned(gpt(MODEL), tune).trained)
+    trained = named(tuned(PLAIN, tune).trained)
     sizes = {name: w.size * 4 for name, w in named(programs.abstract.params).items()}
     moved = sum(size for name, size in sizes.items() if name in trained)
     _, whole = abstract_bytes(programs_of(replace(run, tune=EVERYTHING), layout))
@@ -192,7 +203,7 @@ def test_the_gradient_of_what_is_frozen_is_not_computed(config):
 
     def flops(tune: TuneConfig) -> float:
         programs = programs_of(replace(config, tune=tune), layout_of(config, MeshConfig(), 1))
-        arguments = programs.example(1, config.batch, MODEL.context, segments=False)
+        arguments = programs.example(1, config.batch, MODEL.context, config.data)
         return programs.train.lower(*arguments).compile().cost_analysis()["flops"]
 
     assert flops(TuneConfig(frozen=("embedding", "layers", "head"))) < 0.6 * flops(EVERYTHING)
@@ -203,7 +214,7 @@ def test_frozen_weights_stay_bit_for_bit_while_the_others_move(config, base, tmp
     before = weights(directory, 4)
     for name, run in {"frozen": tuning(config, directory, FROZEN), "lora": tuning(config, directory, LORA)}.items():
         train(run, tmp_path / name)
-        after, trained = weights(tmp_path / name, 4), named(tuned(gpt(MODEL), run.tune).trained)
+        after, trained = weights(tmp_path / name, 4), named(tuned(PLAIN, run.tune).trained)
         assert 0 < len(trained) < len(after)
         for weight, value in after.items():
             if weight not in trained:
@@ -249,12 +260,12 @@ def test_a_saved_run_of_adapters_reads_and_exports_as_the_merged_model(config, b
     read = named(model.read(model.layout()))
     export(model, tmp_path / "out", "float32")
     exported = saved_model(tmp_path / "out").arrays
-    assert read.keys() == exported.keys() == expected.keys() == named(gpt(MODEL).axes).keys()
+    assert read.keys() == exported.keys() == expected.keys() == named(PLAIN.axes).keys()
     for name, w in expected.items():
         np.testing.assert_allclose(read[name], w, rtol=1e-5, atol=1e-7, err_msg=name)
         np.testing.assert_array_equal(exported[name].read().result(), read[name], err_msg=name)
-    logits = tuned(gpt(MODEL), LORA).apply(params, tokens())
-    np.testing.assert_allclose(gpt(MODEL).apply(nested(read), tokens()), logits, rtol=1e-4, atol=1e-5)
+    logits = tuned(PLAIN, LORA).logits(params, batch_of(tokens()))
+    np.testing.assert_allclose(PLAIN.logits(nested(read), batch_of(tokens())), logits, rtol=1e-4, atol=1e-5)
     assert (read["layers.mlp.up.kernel"] != weights(base[0], 4)["layers.mlp.up.kernel"]).any()
 
 
@@ -357,7 +368,7 @@ def test_resumed_is_uninterrupted_bit_for_bit_also_without_the_origin(config, ba
             monkeypatch.undo()
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr("gptjax.train.loop.Checkpoints.save", save_and_be_terminated)
+    monkeypatch.setattr("gptjax.run.loop.Checkpoints.save", save_and_be_terminated)
     with pytest.raises(Preempted):
         train(run, tmp_path / "twice")
     shutil.rmtree(tmp_path / "base")
@@ -390,7 +401,7 @@ def test_what_cannot_be_begun_with_is_refused_in_a_line(config, base, tmp_path):
             train(wrong, tmp_path / "run")
         assert "\n" not in str(error.value) and not (tmp_path / "run").exists(), words
     with pytest.raises(BadInput, match=r"another tokenizer; set data\.tokenizer to"):
-        check_origin(identified(run, tmp_path / "run"), tmp_path / "run", SimpleNamespace(digest="other"))
+        check_origin(with_resolved_origin(run, tmp_path / "run"), tmp_path / "run", SimpleNamespace(digest="other"))
     for settings, words in (({"lora_rank": -1}, "lora_rank -1"), ({"lora_rank": 1, "frozen": ("a",)}, "leave it out")):
         with pytest.raises(BadInput, match=words):
             TuneConfig(**settings)

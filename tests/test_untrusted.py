@@ -16,20 +16,20 @@ import numpy as np
 import pytest
 
 from gptjax.cli import main
-from gptjax.commands.given import load
+from gptjax.commands.arguments import load
 from gptjax.config import to_json
 from gptjax.data.corpora import read_corpus
 from gptjax.data.tokenizer import load_tokenizer
 from gptjax.errors import BadInput
 from gptjax.files import read_json, write_json
-from gptjax.hf.families import family_of, tensors_of
+from gptjax.hf.architectures import architecture_of, tensors_of
 from gptjax.hf.load import import_hf
-from gptjax.hf.safetensors import INDEX, Outgoing, open_tensors, write_tensors
+from gptjax.hf.tensor_files import INDEX, Outgoing, open_tensors, write_tensors
 from gptjax.models.gpt import GPTConfig
+from gptjax.run.checkpoint import damage
+from gptjax.run.validation import WINDOWS, read_shares
+from gptjax.run.weights import saved_model
 from gptjax.sweep.plan import Plan, SweepConfig, make_plan
-from gptjax.train.checkpoint import damage
-from gptjax.train.validation import WINDOWS, read_shares
-from gptjax.train.weights import saved_model
 
 ROOT = Path(__file__).parents[1]
 QUICK = ROOT / "experiments" / "chinchilla" / "quick.py"
@@ -132,14 +132,14 @@ def test_shards_of_an_index_lie_beside_it(tmp_path):
 CLAIMS = """
 import json, resource, sys
 from pathlib import Path
-import gptjax.cli, gptjax.generate, gptjax.train.weights
+import gptjax.cli, gptjax.generate, gptjax.run.weights
 from gptjax.data.corpora import read_corpus
 from gptjax.data.json_tokenizer import JsonTokenizer, packed
 from gptjax.errors import BadInput
 from gptjax.hf.load import open_hf
-from gptjax.hf.safetensors import open_tensors
-from gptjax.train.validation import read_shares
-from gptjax.train.weights import saved_model
+from gptjax.hf.tensor_files import open_tensors
+from gptjax.run.validation import read_shares
+from gptjax.run.weights import saved_model
 
 folder = Path(sys.argv[1])
 readers = {
@@ -228,7 +228,7 @@ def imported(folder: Path) -> Path:
     """Make a small folder of weights."""
     shape = {"d_model": 8, "n_layers": 2, "n_heads": 2, "norm": "rmsnorm", "bias": False, "positions": "rope"}
     config = GPTConfig(vocab_size=16, context=8, activation="silu", gated=True, tied=False, **shape)
-    family = family_of(config)
+    family = architecture_of(config)
     (folder / "hf").mkdir()
     write_json(folder / "hf" / "config.json", {"architectures": [family.architecture], **family.write(config)})
     ones = {t.name: np.ones(t.shape, np.float32) for t in tensors_of(config, family)}

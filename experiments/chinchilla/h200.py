@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.loader import DataConfig, Source
+from gptjax.execution import Execution
 from gptjax.models.gpt import GPTConfig
 from gptjax.sweep.plan import Speed, SweepConfig
 from gptjax.sweep.rules import porian_batch_tokens, porian_lr
@@ -39,7 +40,6 @@ def shape(width: int) -> GPTConfig:
         qk_norm=True,
         init_std=0.0,
         dtype="bfloat16",
-        vocab_multiple=128,
     )
 
 
@@ -48,6 +48,7 @@ def sweep() -> SweepConfig:
         base=RunConfig(
             data=DataConfig(sources=(Source("fineweb/*.parquet"),), tokenizer="sentencepiece:4096"),
             optim=OptimConfig(schedule="wsd", cooldown=0.2, weight_decay=0.1),
+            execution=Execution(vocab_multiple=128),
             steps_per_call=10,
             log_every=20,
             evaluate=EvalConfig(sequences=1024, batch=64),

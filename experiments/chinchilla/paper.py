@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.loader import DataConfig, Source
+from gptjax.execution import Execution
 from gptjax.models.gpt import GPTConfig
 from gptjax.models.presets import TABLE_A9, preset
 from gptjax.sharding import MeshConfig
@@ -21,7 +22,7 @@ from gptjax.train.optim import OptimConfig
 
 
 def shape(name: str) -> GPTConfig:
-    return replace(preset(name), dtype="bfloat16", remat="dots", vocab_multiple=128)
+    return replace(preset(name), dtype="bfloat16")
 
 
 def sweep() -> SweepConfig:
@@ -31,6 +32,7 @@ def sweep() -> SweepConfig:
             optim=OptimConfig(schedule="cosine", floor=0.1, weight_decay=0.1),
             evaluate=EvalConfig(sequences=4096, batch=256),
             save=SaveConfig(every=1000),
+            execution=Execution(remat="dots", vocab_multiple=128),
             mesh=MeshConfig(data=-1, fsdp=16),
         ),
         budgets=(6e18, 1e19, 3e19, 6e19, 1e20, 3e20, 6e20, 1e21, 3e21),

@@ -8,6 +8,7 @@ run's loss predicted within 0.03 nats in log loss. Measured numbers stand in exp
 
 from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.loader import DataConfig, Source
+from gptjax.execution import Execution
 from gptjax.models.gpt import GPTConfig
 from gptjax.sweep.plan import Speed, SweepConfig
 from gptjax.sweep.rules import always, power
@@ -26,7 +27,6 @@ def shape(width: int) -> GPTConfig:
         bias=False,
         positions="rope",
         init_std=0.0,
-        scan=False,
     )
 
 
@@ -35,6 +35,7 @@ def sweep() -> SweepConfig:
         base=RunConfig(
             data=DataConfig(sources=(Source("python"),), tokenizer="sentencepiece:512"),
             optim=OptimConfig(schedule="wsd", cooldown=0.2, b2=0.95, weight_decay=0.1),
+            execution=Execution(scan=False),
             steps_per_call=20,
             log_every=20,
             evaluate=EvalConfig(sequences=2048, batch=64),

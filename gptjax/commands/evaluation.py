@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptjax.commands.given import Verb, use_compilation_cache, writable
+from gptjax.commands.arguments import Verb, writable
 from gptjax.errors import BadInput
+from gptjax.jobs.process import use_compilation_cache
 
 if TYPE_CHECKING:
     from gptjax.eval.tasks import Task
@@ -49,7 +50,7 @@ def with_making(sub: argparse.ArgumentParser) -> None:
 
 def make_tasks(names: list[str], args: argparse.Namespace) -> "list[Task]":
     """Make the tasks of these names; the corpus is read once, and only if one of them needs it."""
-    from gptjax.eval.made import FROM_TEXT, make_task, validation_texts
+    from gptjax.eval.synthetic_tasks import FROM_TEXT, make_task, validation_texts
 
     texts = validation_texts(args.source) if set(names) & set(FROM_TEXT) else []
     examples = EXAMPLES if args.examples is None else args.examples
@@ -57,10 +58,10 @@ def make_tasks(names: list[str], args: argparse.Namespace) -> "list[Task]":
 
 
 def run_tasks(args: argparse.Namespace) -> None:
-    from gptjax.eval.made import NAMES
+    from gptjax.eval.synthetic_tasks import NAMES
     from gptjax.eval.tasks import harness_task, to_jsonl
     from gptjax.files import write_file
-    from gptjax.train.export import written_aside
+    from gptjax.run.export import written_aside
 
     writable(args.out)
     tasks = make_tasks(list(NAMES), args)
@@ -78,7 +79,7 @@ def run_eval(args: argparse.Namespace) -> None:
     use_compilation_cache()
     from gptjax.eval.tasks import Task
     from gptjax.files import plain, write_file, write_json
-    from gptjax.train.weights import saved_model
+    from gptjax.run.weights import saved_model
 
     shots = read_shots(args.shots)
     if args.examples is not None and args.examples < 1:
@@ -104,7 +105,7 @@ def read_shots(text: str) -> list[int]:
 
 def read_tasks(args: argparse.Namespace) -> "list[Task]":
     """Read and make the tasks that are asked for, in that order."""
-    from gptjax.eval.made import NAMES
+    from gptjax.eval.synthetic_tasks import NAMES
     from gptjax.eval.tasks import read_task
 
     files = {name: read_task(Path(name)) for name in args.task if name not in NAMES and Path(name).is_file()}
@@ -118,10 +119,10 @@ def read_tasks(args: argparse.Namespace) -> "list[Task]":
 def evaluate_model(saved: Any, tasks: "list[Task]", shots: list[int], args: argparse.Namespace) -> Row:
     """Evaluate a model on corpora and tasks; return its facts and its scores."""
     from gptjax.config import EvalConfig
+    from gptjax.data.objectives import CAUSAL
     from gptjax.eval.perplexity import measure, stores_for
-    from gptjax.eval.tasks import check_task, evaluate
-    from gptjax.models.count import count, flops_per_token
-    from gptjax.train.export import facts_of
+    from gptjax.eval.tasks import check_task, evaluate_task
+    from gptjax.run.export import facts_of
 
     name = str(saved.directory)
     usual = saved.run.evaluate if saved.run else EvalConfig()
@@ -136,23 +137,24 @@ def evaluate_model(saved: Any, tasks: "list[Task]", shots: list[int], args: argp
     corpora = [
         measure(
             params,
-            saved.config,
+            saved.model,
             store,
             layout,
             split=args.split,
             sequences=sequences,
             batch=usual.batch if own else 1,
             separate_documents=bool(saved.run and saved.run.data.separate_documents),
+            objective=saved.run.data.objective if saved.run else CAUSAL,
             progress=f"{name} on {store.manifest.corpus}",
         )
         for store in stores
     ]
     scores = [
-        evaluate(
+        evaluate_task(
             task,
             k,
             params,
-            saved.config,
+            saved.model,
             saved.tokenizer,
             layout,
             examples=args.examples or 0,
@@ -162,14 +164,14 @@ def evaluate_model(saved: Any, tasks: "list[Task]", shots: list[int], args: argp
         for task in tasks
         for k in shots
     ]
-    facts, per_token = facts_of(saved), flops_per_token(saved.config, saved.config.context)["6n_total"]
+    facts, cost = facts_of(saved), saved.config.cost(saved.config.context)
     tokens = facts.get("tokens")
     return {
         "model": name,
         "step": facts.get("step"),
-        "params": count(saved.config).total,
+        "params": cost.total,
         "tokens": tokens,
-        "flops": None if tokens is None else tokens * per_token,  # 6 N D of all parameters
+        "flops": None if tokens is None else tokens * cost.flops["6n_total"],  # 6 N D of all parameters
         "context": saved.config.context,
         "corpora": corpora,
         "tasks": scores,

@@ -6,7 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from gptjax.commands.given import Verb, load
+from gptjax.commands.arguments import Verb, load
 from gptjax.errors import BadInput
 
 
@@ -60,18 +60,19 @@ def _config(args: argparse.Namespace, slices: int) -> Any:
     if ":" in args.what or args.what.endswith(".py") or Path(args.what).is_file():
         config = load(args.what, RunConfig, "run")
     else:
+        from gptjax.execution import Execution
         from gptjax.sharding import MeshConfig
 
-        model = replace(preset(args.what), dtype="bfloat16", remat="full", vocab_multiple=128)
-        config = RunConfig(model=model, batch=max(1, 2**19 // model.context), mesh=MeshConfig(data=slices, fsdp=-1))
+        shape, mesh = replace(preset(args.what), dtype="bfloat16"), MeshConfig(data=slices, fsdp=-1)
+        execution = Execution(remat="full", vocab_multiple=128)
+        config = RunConfig(model=shape, execution=execution, batch=max(1, 2**19 // shape.context), mesh=mesh)
     model = config.model
     if args.context is not None:
         model = replace(model, context=args.context)
-    if args.remat:
-        model = replace(model, remat=args.remat)
+    execution = replace(config.execution, remat=args.remat or config.execution.remat)
     tokens = args.batch_tokens or config.tokens_per_step
     batch = max(1, round(tokens / model.context))
-    config = replace(config, model=model, batch=batch, mesh=_mesh(args.mesh, config.mesh))
+    config = replace(config, model=model, execution=execution, batch=batch, mesh=_mesh(args.mesh, config.mesh))
     return override(config, args.set)
 
 

@@ -6,8 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from gptjax.commands.given import Verb, directory, existing, tables_of, use_compilation_cache
+from gptjax.commands.arguments import Verb, directory, existing, tables_of
 from gptjax.errors import BadInput
+from gptjax.jobs.process import use_compilation_cache
 
 
 def add(verb: Verb) -> None:
@@ -199,8 +200,8 @@ def run_score(args: argparse.Namespace) -> None:
     from gptjax.files import read_json, write_json
     from gptjax.laws.predict import score
     from gptjax.laws.table import CONVENTIONS
-    from gptjax.models.count import ParamCount
-    from gptjax.train.result import Result
+    from gptjax.models.cost import params_by
+    from gptjax.run.result import Result
 
     existing(args.dir, "result.json", "a finished run")
     result = from_json(Result, read_json(args.dir / "result.json"))
@@ -209,7 +210,7 @@ def run_score(args: argparse.Namespace) -> None:
     said = read_json(args.prediction)
     convention = str(said.get("prediction", {}).get("convention", "")) if isinstance(said, dict) else ""
     counted = CONVENTIONS.get(convention.partition(":")[0], ("total", ""))[0]
-    found = score(args.prediction, result.loss, getattr(ParamCount(**result.params), counted), result.tokens)
+    found = score(args.prediction, result.loss, params_by(result.params)[counted], result.tokens)
     if args.json:
         write_json(args.json, found)
     verdict = {None: "no interval was given", True: "inside the interval", False: "outside the interval"}

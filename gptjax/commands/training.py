@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptjax.commands.given import Verb, directory, in_job, load, use_compilation_cache, with_file, with_job
+from gptjax.commands.arguments import Verb, directory, in_job, load, with_file, with_job
 from gptjax.commands.hardware import dry_topology, print_on_hardware
 from gptjax.errors import BadInput
+from gptjax.jobs.process import settle, use_compilation_cache
 
 if TYPE_CHECKING:
     from gptjax.sweep.execute import Executor
@@ -88,13 +89,14 @@ def glob_of(folder: str, endings: str) -> str:
 def run_train(args: argparse.Namespace) -> None:
     use_compilation_cache()
     from gptjax.config import RunConfig, override
-    from gptjax.hosts import is_first
-    from gptjax.storage import is_remote
-    from gptjax.train.loop import train
+    from gptjax.jobs.hosts import is_first
+    from gptjax.jobs.storage import is_remote
+    from gptjax.run.loop import train
 
     if args.profile and is_remote(args.dir):
         raise BadInput(f"--profile writes to a local disk, and {args.dir} is none; profile a short run elsewhere")
     with in_job(args):
+        settle()
         config = override(load(args.file, RunConfig, "run"), args.set)
         result = train(config, args.dir, profile=args.profile)
         if result.epochs > 1 and is_first():
@@ -125,10 +127,11 @@ def run_sweep(args: argparse.Namespace) -> None:
         if topology:
             print_on_hardware(sweep, topology)
         return
-    from gptjax.hosts import is_first
+    from gptjax.jobs.hosts import is_first
     from gptjax.sweep.loop import run_sweep
 
     with in_job(args):
+        settle()
         report = run_sweep(sweep, args.dir or Path("runs") / Path(args.file.partition(":")[0]).stem, execute)
         if is_first():
             print(report)
@@ -165,7 +168,7 @@ def executor(args: argparse.Namespace, workers: int, pack: int) -> "Executor":
     package = {"slurm": "submitit", "ray": "ray"}[args.executor]
     if importlib.util.find_spec(package) is None:
         raise BadInput(f"executor {args.executor} needs {package}; make install EXTRAS=test,{args.executor}")
-    engine = importlib.import_module(f"gptjax.sweep.{args.executor}")
+    engine = importlib.import_module({"slurm": "gptjax.sweep.slurm", "ray": "gptjax.sweep.on_ray"}[args.executor])
     from gptjax.config import override
 
     try:
@@ -186,7 +189,7 @@ def run_coord_check(args: argparse.Namespace) -> None:
     from gptjax.config import RunConfig, override
     from gptjax.files import write_file, write_json
     from gptjax.laws.drawn import to_png
-    from gptjax.train import coord_check
+    from gptjax.run import coord_check
 
     try:
         widths = [int(width) for width in args.widths.split(",")]

@@ -7,8 +7,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from gptjax.commands.given import Verb, use_compilation_cache, writable
+from gptjax.commands.arguments import Verb, writable
 from gptjax.errors import BadInput
+from gptjax.jobs.process import settle, use_compilation_cache
 
 MOST = 10_000  # answers at once: each has a cache of its own
 ROOM = 2048  # tokens: a context that a config.json claims may be longer than any memory
@@ -47,13 +48,14 @@ def add(verb: Verb) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     use_compilation_cache()
-    from gptjax.train.weights import saved_model
+    from gptjax.run.weights import saved_model
 
     writable(args.out)
     if args.out.exists():
         raise BadInput(f"{args.out} exists and is not overwritten; move it away or choose another name")
+    settle()
     if args.format == "orbax":
-        from gptjax.train.export import export
+        from gptjax.run.export import export
 
         facts = export(saved_model(args.dir, args.step), args.out, args.dtype)
         print("\n".join(f"{name}: {value}" for name, value in facts.items()))
@@ -69,12 +71,12 @@ def run_export(args: argparse.Namespace) -> None:
 
 def run_import(args: argparse.Namespace) -> None:
     from gptjax.hf.load import import_hf
-    from gptjax.models.count import count
 
     writable(args.out)
+    settle()
     model = import_hf(args.folder, args.out)
     tokenizer = "with its tokenizer" if model.tokenizer else "without a tokenizer.json"
-    n = count(model.config).total
+    n = model.config.cost(model.config.context).total
     if model.compared and not model.compared.differs:
         tokenizer += f", read as {model.compared.by} reads it"
     print(f"{args.out}: {n:,} parameters of {model.family.architecture}, {model.dtype.name}, {tokenizer}")
@@ -84,7 +86,7 @@ def run_import(args: argparse.Namespace) -> None:
 
 def run_inspect(args: argparse.Namespace) -> None:
     from gptjax.files import plain, write_json
-    from gptjax.inspect import describe, inspect
+    from gptjax.look import describe, inspect
 
     found = inspect(args.path)
     print(describe(found))
@@ -97,7 +99,7 @@ def run_generate(args: argparse.Namespace) -> None:
     import numpy as np
 
     from gptjax.generate import Sampling, check_prompts, check_seed, generate, stream
-    from gptjax.train.weights import saved_model
+    from gptjax.run.weights import saved_model
 
     if not 1 <= args.count <= MOST:
         raise BadInput(f"--count {args.count} must lie between 1 and {MOST}; call again for more")
@@ -107,11 +109,12 @@ def run_generate(args: argparse.Namespace) -> None:
     tokenizer = saved.tokenizer
     text = standard_input() if args.prompt == "-" else os.fsencode(args.prompt)
     prompt = np.append(np.int32(tokenizer.bos), tokenizer.encode(text))
-    config = saved.speaker
+    model = saved.speaker
+    config = model.config
     new = min(config.context - len(prompt), ROOM) if args.tokens is None else args.tokens
     if args.tokens is None and new < 1:
         raise BadInput(f"the prompt of {len(prompt)} tokens fills the context of {config.context}; shorten it")
-    given = config, [prompt] * args.count, new, sampling
+    given = model, [prompt] * args.count, new, sampling
     check_prompts(*given[:3])
     layout = saved.layout()
     params = saved.read(layout)

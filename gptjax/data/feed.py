@@ -13,11 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from gptjax.batch import Batch
 from gptjax.data.loader import Loader
-from gptjax.data.objectives import Batch, causal
+from gptjax.data.objectives import Reading
 from gptjax.data.store import TokenStore
 
-READ_TOKENS = 2**15  # that small calls have together: read one by one, a call costs more than its tokens
+READ_TOKENS = (
+    2**15
+)  # small calls are read together until they hold this many tokens: alone, a call costs more than them
 
 
 def prefetch(loader: Loader, calls: Iterable[range], sharding: NamedSharding) -> Iterator[Batch]:
@@ -98,22 +101,23 @@ class Resident:
     def _of(self, steps: range) -> Batch:
         source, window = self.loader.sequences(steps, np.arange(self.loader.batch))
         starts_SB = (self.first[source] + window * self.loader.seq_len).reshape(len(steps), -1).astype(np.int32)
-        tokenizer, separate = self.loader.stores[0].tokenizer, self.loader.separate_documents
-        ids = tokenizer.bos, tokenizer.vocab_size
-        return _cut(self.tokens, starts_SB, self.loader.seq_len, ids, separate, self.sharding)
+        index = self.loader.index(steps, np.arange(self.loader.batch))
+        how = self.loader.reading, self.loader.seed, self.loader.seq_len, self.sharding
+        return _cut(self.tokens, starts_SB, index, *how)
 
 
-@partial(jax.jit, static_argnums=(2, 3, 4, 5))
+@partial(jax.jit, static_argnums=(3, 4, 5, 6))
 def _cut(
     tokens: jax.Array,
     starts_SB: jax.Array,
+    index_SB2: jax.Array,
+    reading: Reading,
+    seed: int,
     seq_len: int,
-    ids: tuple[int, int],
-    separate_documents: bool,
     sharding: NamedSharding,
 ) -> Batch:
     windows = tokens[starts_SB[..., None] + jnp.arange(seq_len + 1)].astype(jnp.int32)
-    batch = causal(windows, *ids, separate_documents=separate_documents)
+    batch = reading(windows, index_SB2, seed)
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), batch)
 
 

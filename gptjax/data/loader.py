@@ -13,15 +13,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from gptjax.batch import Batch
 from gptjax.data.corpora import Split
-from gptjax.data.objectives import Batch, causal
+from gptjax.data.objectives import CAUSAL, Objective, Reading, halves
 from gptjax.data.pairs import in_rows
 from gptjax.data.store import Changed, TokenStore, build_store, open_store
 from gptjax.errors import BadInput
 from gptjax.fields import check_values
-from gptjax.question import how
-from gptjax.storage import is_address
+from gptjax.fingerprint import gained, how
+from gptjax.jobs.storage import is_address
 
+HELD_OUT_SEED = 0  # of what an objective draws for validation: the same for every run
 BLOCK = 1024  # sequences in which a mixture keeps its proportions exactly
 
 
@@ -43,6 +45,7 @@ class DataConfig:
     sources: tuple[Source, ...] = (Source(),)  # corpora, each with its share of the sequences
     tokenizer: str = "sentencepiece:512"  # sentencepiece:VOCABULARY, bytes, or a folder with one
     separate_documents: bool = False  # keep attention within a document
+    objective: Objective = gained(CAUSAL)  # what is predicted: causal, prefix or masked, by name or with settings
     cache: str = how(".cache/gptjax")  # folder where token stores are kept
 
     def __post_init__(self) -> None:
@@ -104,6 +107,7 @@ class Loader:
     seq_len: int
     seed: int
     separate_documents: bool = False
+    objective: Objective = CAUSAL
 
     def __post_init__(self) -> None:
         for store, n in zip(self.stores, self.n_windows, strict=True):
@@ -125,6 +129,10 @@ class Loader:
         if (counts == 0).any():
             raise BadInput(f"data weights {self.weights} leave a source under 1/{BLOCK} of the sequences; drop it")
         return tuple(counts.tolist())
+
+    @cached_property
+    def reading(self) -> Reading:
+        return reading_of(self.stores[0], self.objective, self.separate_documents)
 
     def __call__(self, step: int, rows: np.ndarray) -> Batch:
         """Return these rows of the batch of a step, (rows, seq): the same whoever asks for them."""
@@ -148,12 +156,19 @@ class Loader:
                 mine = source == k
                 windows[mine] = store.windows("train", window[mine] * self.seq_len, self.seq_len + 1)
         shape = len(steps), len(rows), self.seq_len + 1
-        tokenizer, separate = self.stores[0].tokenizer, self.separate_documents
-        return causal(windows.reshape(shape), tokenizer.bos, tokenizer.vocab_size, separate_documents=separate)
+        return self.reading(windows.reshape(shape), self.index(steps, rows), self.seed)
+
+    def index(self, steps: range, rows: np.ndarray) -> np.ndarray:
+        """Number these rows of successive steps in the order of the data, in halves, (steps, rows, 2)."""
+        return halves(np.add.outer(np.arange(steps.start, steps.stop) * self.batch, rows))
 
     def epochs(self, steps: int) -> float:
         """Return how often the most repeated source is read in so many steps."""
         return max(steps * self.batch * count / BLOCK / n for count, n in zip(self.counts, self.n_windows, strict=True))
+
+
+def reading_of(store: TokenStore, objective: Objective, separate_documents: bool) -> Reading:
+    return Reading(objective, store.tokenizer.bos, store.tokenizer.vocab_size, separate_documents)
 
 
 def validation_batches(
@@ -163,6 +178,7 @@ def validation_batches(
     seq_len: int,
     separate_documents: bool,
     split: Split = "validation",
+    objective: Objective = CAUSAL,
 ) -> Batch:
     """Return the same evenly spaced windows of a split for every run, stacked as (n, batch, seq)."""
     n = (store.n_tokens(split) - 1) // seq_len
@@ -173,8 +189,8 @@ def validation_batches(
         )
     sequences = min(sequences, n) // batch * batch
     starts = np.arange(sequences) * n // sequences * seq_len
-    windows, tokenizer = store.windows(split, starts, seq_len + 1), store.tokenizer
-    flat = causal(windows, tokenizer.bos, tokenizer.vocab_size, separate_documents=separate_documents)
+    windows = store.windows(split, starts, seq_len + 1)
+    flat = reading_of(store, objective, separate_documents)(windows, halves(np.arange(sequences)), HELD_OUT_SEED)
     return jax.tree.map(lambda x: x.reshape(-1, batch, seq_len), flat)
 
 

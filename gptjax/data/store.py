@@ -26,7 +26,7 @@ from gptjax.data.provenance import PROVENANCE_FILE, Provenance
 from gptjax.data.shards import ShardFiles, shard_and_chunk
 from gptjax.data.tokenizer import MODEL_FILE, Tokenizer, load_tokenizer, make_tokenizer, read_tokenizer, without_marks
 from gptjax.errors import BadInput
-from gptjax.storage import exclusive, is_address, naming
+from gptjax.jobs.storage import exclusive, is_address, naming
 
 FORMAT = 1
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gptjax.errors import BadInput
-from gptjax.storage import is_address
+from gptjax.jobs.storage import is_address
 
 TEXT = (".py", ".rst", ".md", ".txt")
 JSON = (".jsonl", ".ndjson", ".json")

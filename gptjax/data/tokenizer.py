@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import sentencepiece as spm
 
-from gptjax.allocator import return_freed_memory
 from gptjax.data.json_tokenizer import CONFIG_FILE, JsonTokenizer
 from gptjax.errors import BadInput
 from gptjax.files import write_file
+from gptjax.jobs.process import return_freed_memory
 
 MODEL_FILE = "tokenizer.model"
 SPACE = "\u2581"  # how SentencePiece writes a space, so that it cannot tell its own from ours

@@ -77,16 +77,17 @@ def compiled_here(config: RunConfig, topology: Topology) -> Compiled:
     """Compile in this process, which `topology.environment` has prepared."""
     import jax
 
-    from gptjax.sharding import Layout, make_mesh
-    from gptjax.train.loop import programs_of
+    from gptjax.mesh import make_mesh
+    from gptjax.run.begin import programs_of
+    from gptjax.sharding import Layout
 
     devices = topology.devices()
     layout = Layout(make_mesh(config.mesh, devices), config.rules)
     programs = programs_of(config, layout)
-    shapes = programs.example(1, config.batch, config.model.context, segments=config.data.separate_documents)
+    shapes = programs.example(1, config.batch, config.model.context, config.data)
     begun = time.perf_counter()
     try:
-        step = programs.train.lower(*shapes).compile()  # type: ignore[attr-defined]
+        step = programs.train.lower(*shapes).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -8,8 +8,7 @@ from gptjax.estimate.compile import Compiled, compile_step
 from gptjax.estimate.footprint import Footprint, footprint
 from gptjax.estimate.roofline import exchange_seconds, expected_exchanges, roofline
 from gptjax.estimate.topology import Topology
-from gptjax.models.count import count
-from gptjax.sharding import mesh_sizes
+from gptjax.mesh import mesh_sizes
 
 Json = dict[str, Any]
 CHINCHILLA = 20.0  # tokens per parameter (Hoffmann et al. 2022, Table 3)
@@ -41,7 +40,7 @@ def account(
     config: RunConfig, topology: Topology, held: Footprint, compiled: Compiled | None, tokens: float = 0.0
 ) -> Json:
     """Gather what is known of a step, compiled or not, as a JSON object that `describe` prints."""
-    n, device = count(config.model).total, topology.device
+    n, device = config.model.cost(config.model.context).total, topology.device
     tokens = tokens or CHINCHILLA * n
     sizes = mesh_sizes(config.mesh, topology.chips)
     exchanges = compiled.exchanges if compiled and not compiled.refusal else expected_exchanges(config, sizes, topology)
@@ -56,7 +55,7 @@ def account(
         "params": n,
         "context": config.model.context,
         "batch_tokens": config.tokens_per_step,
-        "remat": config.model.remat,
+        "remat": config.execution.remat,
         "dtype": config.model.dtype,
         "accumulate": config.accumulate,
         "fits": fits,

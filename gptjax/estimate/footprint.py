@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -11,13 +11,15 @@ from jax.sharding import AbstractMesh
 
 from gptjax.config import RunConfig
 from gptjax.errors import BadInput
-from gptjax.models.gpt import GPTConfig, gpt
+from gptjax.execution import Execution
+from gptjax.kernels.loss import LOGITS_BYTES
+from gptjax.mesh import mesh_sizes
+from gptjax.models.model import ModelConfig
 from gptjax.params import divide
-from gptjax.sharding import Layout, MeshConfig, Rules, mesh_sizes
-from gptjax.train.loss import LOGITS_BYTES
+from gptjax.sharding import Layout, MeshConfig, Rules
+from gptjax.train.adapters import TuneConfig, tuned
 from gptjax.train.optim import OptimConfig, make_optimizer, without_schedule
 from gptjax.train.state import TrainState, abstract_state
-from gptjax.train.tune import TuneConfig, tuned
 
 
 @dataclass(frozen=True)
@@ -47,20 +49,22 @@ def footprint(config: RunConfig, chips: int, platform: str = "") -> Footprint:
     sizes = mesh_sizes(config.mesh, chips)
     layout = Layout(AbstractMesh(tuple(sizes.values()), tuple(sizes)), config.rules)  # type: ignore[arg-type]
     check_batch(config, layout)
-    plain = replace(config.model, remat="none", microbatches=0)
-    state = _state(plain, without_schedule(config.optim), config.rules, config.tune)
-    model = tuned(gpt(config.model), config.tune)
+    padded = Execution(vocab_multiple=config.execution.vocab_multiple)
+    state = _state(config.model, padded, without_schedule(config.optim), config.rules, config.tune)
+    model = tuned(config.model.build(config.execution), config.tune)
     layout.params(model.axes, state.params)  # refuses what does not divide
     tokens = config.tokens_per_step // layout.parts(layout.rules.batch) // layout.parts(layout.rules.seq)
     weights = _on_a_chip(state.params, sizes)
     moments, activations = _on_a_chip(state.opt, sizes), _activations(config, sizes, platform)
-    moved = state.params if config.tune.lora_rank else divide(state.params, model.trained)[0]  # A B is made, as its W
+    moved = (
+        state.params if config.tune.lora_rank else divide(state.params, model.trained)[0]
+    )  # A B has the size of its W
     return Footprint(weights, moments, _on_a_chip(moved, sizes), 12 * tokens, activations)
 
 
 def check_batch(config: RunConfig, layout: Layout) -> None:
     """Refuse a batch that does not divide over the mesh, in parts and microbatches."""
-    micro = microbatches(config, layout.parts(layout.rules.layers))
+    micro = config.execution.in_flight(layout.parts(layout.rules.layers))
     parts = layout.parts(layout.rules.batch) * config.accumulate * micro
     if config.batch % parts:
         near = max(1, round(config.batch / parts)) * parts
@@ -73,39 +77,33 @@ def check_batch(config: RunConfig, layout: Layout) -> None:
             raise BadInput(f"a context of {config.model.context} is not divisible by its {parts} mesh parts; use fewer")
 
 
-def microbatches(config: RunConfig, stages: int) -> int:
-    """Return the parts of a batch that are in flight through so many pipeline stages."""
-    return (config.model.microbatches or 2 * stages) if stages > 1 else 1
-
-
 def _activations(config: RunConfig, sizes: Mapping[str, int], platform: str) -> int:
-    c, width = config.model, 2 if config.model.dtype == "bfloat16" else 4
+    c, width, execution = config.model, 2 if config.model.dtype == "bfloat16" else 4, config.execution
+    w = c.cost(c.context, execution).widths
     split = sizes["tensor"]
     rows = config.tokens_per_step / math.prod(sizes[axis] for axis in ("data", "fsdp", "context")) / config.accumulate
     stages = sizes["pipeline"]
-    micro = microbatches(config, stages)
+    micro = execution.in_flight(stages)
     ticks = (micro + stages - 1) / micro
-    heads, mlp = (2 * c.n_heads + 2 * c.kv_heads) * c.head_size / split, c.mlp_size / split
-    fused = platform == "cuda" and width == 2 and c.attention != "xla" and c.head_size % 8 == 0
-    scores = 0 if fused and sizes["context"] == 1 else c.n_heads * c.context / split * (width + 4)
+    fused = platform == "cuda" and width == 2 and execution.attention != "xla" and w.attention % (8 * w.heads or 1) == 0
+    scores = 0 if fused and sizes["context"] == 1 else w.heads * c.context / split * (width + 4)
     # As counted in compiled steps of GPT-2 and GPT-3: an MLP keeps what goes into its activation and what comes out.
-    into = (2 if c.gated else 1) * mlp
-    whole = width * (4 * c.d_model + heads + into + mlp) + scores
-    dots = width * (2 * c.d_model + heads + into)
-    saved = {"none": whole, "dots": dots, "full": width * c.d_model}[c.remat]
-    logits = rows * 4 * c.padded_vocab / split / stages
+    whole = width * (4 * w.stream + (w.inner + w.activated) / split) + scores
+    dots = width * (2 * w.stream + w.inner / split)
+    saved = {"none": whole, "dots": dots, "full": width * w.stream}[execution.remat]
+    logits = rows * 4 * execution.padded(c.vocab_size) / split / stages
     if sizes["context"] == 1:  # else the positions are not taken in parts
         logits = min(logits, LOGITS_BYTES[{"cuda": "gpu", "": "tpu"}.get(platform, platform)])
-    return int(rows * (saved * c.n_layers / stages * ticks + whole / micro) + 3 * logits)
+    return int(rows * (saved * w.layers / stages * ticks + whole / micro) + 3 * logits)
 
 
 @lru_cache(maxsize=64)
-def _state(model: GPTConfig, optim: OptimConfig, rules: Rules, tune: TuneConfig) -> TrainState:
+def _state(model: ModelConfig, execution: Execution, optim: OptimConfig, rules: Rules, tune: TuneConfig) -> TrainState:
     """Return the state as shapes whose shardings name mesh axes; how long those are is not yet said."""
     sizes = mesh_sizes(MeshConfig(), 1)
     layout = Layout(AbstractMesh(tuple(sizes.values()), tuple(sizes)), rules)  # type: ignore[arg-type]
-    built = tuned(gpt(model), tune)
-    return abstract_state(built, make_optimizer(optim, built.trained, model), layout)
+    built = tuned(model.build(execution), tune)
+    return abstract_state(built, make_optimizer(optim, built.trained, model.scales), layout)
 
 
 def _on_a_chip(tree: Any, sizes: Mapping[str, int]) -> int:

@@ -72,6 +72,6 @@ def _first(runs: tuple[PlannedRun, ...], said: dict[RunConfig, str], how: str) -
 
 def _shape(config: RunConfig) -> RunConfig:
     """Keep of a config what its compiled step depends on."""
-    kept = ("model", "data", "batch", "accumulate", "z_loss", "tune", "mesh", "rules")
+    kept = ("model", "data", "batch", "accumulate", "z_loss", "tune", "execution", "mesh", "rules")
     blank = RunConfig(**{name: getattr(config, name) for name in kept})
     return replace(blank, optim=replace(blank.optim, name=config.optim.name, clip=config.optim.clip))

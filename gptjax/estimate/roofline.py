@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 from gptjax.config import RunConfig
 from gptjax.estimate.compile import Exchange
-from gptjax.estimate.footprint import Footprint, microbatches
+from gptjax.estimate.footprint import Footprint
 from gptjax.estimate.topology import Topology
-from gptjax.models.count import count, flops_per_token, model_flops
-from gptjax.sharding import outermost
+from gptjax.mesh import outermost
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ def roofline(
     tokens, device = config.tokens_per_step, topology.device
     model, executed = step_flops(config)
     stages = sizes["pipeline"]
-    micro = microbatches(config, stages)
+    micro = config.execution.in_flight(stages)
     bubbles = (micro + stages - 1) / micro  # ticks in which a stage works on nothing (Huang et al. 2019, section 2.2)
     links = network = 0.0
     for exchange in exchanges:
@@ -73,14 +72,14 @@ def roofline(
 def step_flops(config: RunConfig) -> tuple[float, float]:
     """Return the FLOPs of a token: the model's, and what is computed: all scores of attention, and remat's second time.
 
-    Nothing but the residual sum reads what the MLP's last matrix gives, so that a pre-norm layer does not repeat it.
+    What only the residual sum reads, as an MLP's last matrix in a pre-norm layer, is not repeated.
     """
-    c = config.model
-    whole = flops_per_token(c, c.context)["6n_attention"]
-    scores = 4.0 * c.n_layers * c.context * c.n_heads * c.head_size
-    repeated = count(c).non_embedding - (c.n_layers * c.d_model * c.mlp_size if c.norm_place == "pre" else 0)
-    again = {"none": 0.0, "dots": scores, "full": 2.0 * repeated + scores}
-    return model_flops(c, c.context), whole + again[c.remat]
+    c, cost = config.model, config.model.cost(config.model.context, config.execution)
+    w = cost.widths
+    scores = 4.0 * w.layers * c.context * w.attention
+    whole = 6.0 * cost.with_head + 3.0 * scores
+    again = {"none": 0.0, "dots": scores, "full": 2.0 * (cost.non_embedding - w.layers * w.unrepeated) + scores}
+    return cost.useful, whole + again[config.execution.remat]
 
 
 def least_traffic(config: RunConfig, sizes: Mapping[str, int], held: Footprint) -> float:
@@ -88,16 +87,16 @@ def least_traffic(config: RunConfig, sizes: Mapping[str, int], held: Footprint) 
 
     Scores of attention are left out, as a fused kernel keeps them on the chip; so are norms and activations.
     """
-    c = config.model
+    c, cost = config.model, config.model.cost(config.model.context, config.execution)
+    w, padded = cost.widths, config.execution.padded(c.vocab_size)
     width = 2 if c.dtype == "bfloat16" else 4
-    passes = 3 if c.remat == "full" else 2
+    passes = 3 if config.execution.remat == "full" else 2
     split = sizes["tensor"] * sizes["pipeline"]
-    weights = width * count(c).with_head / split * passes * config.accumulate
-    heads, kv_heads = c.n_heads * c.head_size, c.kv_heads * c.head_size
-    layer = 6 * c.d_model + 2 * heads + 2 * kv_heads + (3 if c.gated else 2) * c.mlp_size
+    weights = width * cost.with_head / split * passes * config.accumulate
+    layer = 6 * w.stream + w.inner + w.activated
     tokens = config.tokens_per_step / math.prod(sizes[axis] for axis in ("data", "fsdp", "context"))
     split_tokens = tokens / split
-    activations = width * split_tokens * c.n_layers * layer * (passes + 1) + 4 * split_tokens * c.padded_vocab * 2
+    activations = width * split_tokens * w.layers * layer * (passes + 1) + 4 * split_tokens * padded * 2
     return 2 * held.state + 2 * held.gradients + weights + activations
 
 
@@ -122,22 +121,26 @@ def exchange_seconds(e: Exchange, topology: Topology) -> tuple[float, float]:
 
 def expected_exchanges(config: RunConfig, sizes: Mapping[str, int], topology: Topology) -> list[Exchange]:
     """List what a layout exchanges by its design, before anything is compiled: to order layouts, not to report them."""
-    c = config.model
-    width = 2 if c.dtype == "bfloat16" else 4
-    passes = 3 if c.remat == "full" else 2
-    n, split = count(c).stored, sizes["tensor"] * sizes["pipeline"]
+    cost = config.model.cost(config.model.context, config.execution)
+    w, width = cost.widths, 2 if config.model.dtype == "bfloat16" else 4
+    passes = 3 if config.execution.remat == "full" else 2
+    n, split = cost.stored, sizes["tensor"] * sizes["pipeline"]
     rows = config.tokens_per_step // (sizes["data"] * sizes["fsdp"] * sizes["context"])
-    stream = rows * c.d_model * width * c.n_layers // sizes["pipeline"]
-    keys = 2 * rows * sizes["context"] * c.kv_heads * c.head_size * width * c.n_layers // split
+    stream = rows * w.stream * width * w.layers // sizes["pipeline"]
+    keys = rows * sizes["context"] * w.keys * width * w.layers // split
     slices = dict(zip(sizes, outermost(tuple(sizes.values()), topology.slices), strict=True))
     calls = config.accumulate
     ways = (
-        ("all-gather", "fsdp", 2 * width * n // split * calls),  # what remat repeats shares the gradient's gather
+        (
+            "all-gather",
+            "fsdp",
+            2 * width * n // split * calls,
+        ),  # the recomputed forward pass reuses the backward's gather
         ("reduce-scatter", "fsdp", 4 * n // split * calls),
         ("all-reduce", "data", 4 * n // split // sizes["fsdp"]),
         ("all-reduce", "tensor", (4 + 2 * (passes - 2)) * stream),
         ("all-gather", "context", (passes + 1) * keys),
-        ("collective-permute", "pipeline", 2 * passes * rows * c.d_model * width),
+        ("collective-permute", "pipeline", 2 * passes * rows * w.stream * width),
     )
     return [
         Exchange(kind, (axis,), 1, size, sizes[axis], slices[axis], len(topology.shape))

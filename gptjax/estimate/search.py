@@ -14,7 +14,8 @@ from gptjax.estimate.estimate import Json, account, memory_of
 from gptjax.estimate.footprint import Footprint, footprint
 from gptjax.estimate.roofline import expected_exchanges, roofline
 from gptjax.estimate.topology import Topology
-from gptjax.sharding import MeshConfig, mesh_sizes
+from gptjax.mesh import mesh_sizes
+from gptjax.sharding import MeshConfig
 
 MOST_TENSOR = 16  # beyond it, the links of no torus keep up
 LONG = 8192  # context from which it is worth splitting
@@ -22,7 +23,7 @@ SLACK = 1.3  # of the guess of memory, to leave out what is far too large
 
 
 @dataclass(frozen=True)
-class Candidate:
+class LayoutCandidate:
     """A layout that divides, the bytes it holds and the seconds that its step takes at least, by its design."""
 
     config: RunConfig
@@ -51,7 +52,7 @@ def search(
     return sorted(found, key=lambda e: (not e["fits"], e["speeds"]["serial"]["seconds"]))
 
 
-def candidates(config: RunConfig, topology: Topology) -> list[Candidate]:
+def candidates(config: RunConfig, topology: Topology) -> list[LayoutCandidate]:
     """List the layouts whose state fits, the fastest by design first; those that memory probably refuses come last."""
     room = memory_of(topology)
     found, last, least = [], "no mesh divides the chips", math.inf
@@ -67,7 +68,7 @@ def candidates(config: RunConfig, topology: Topology) -> list[Candidate]:
             continue
         sizes = mesh_sizes(layout.mesh, topology.chips)
         line = roofline(layout, topology, sizes, held, expected_exchanges(layout, sizes, topology))
-        found.append(Candidate(layout, held, line.serial))
+        found.append(LayoutCandidate(layout, held, line.serial))
     if not found:
         raise BadInput(f"no layout of {topology.name} is possible: {last}")
     likely = [c for c in found if c.held.guess <= SLACK * room]
@@ -78,7 +79,8 @@ def layouts(config: RunConfig, topology: Topology) -> Iterator[RunConfig]:
     """Give every mesh of powers of two for tensor, context and stages, the rest shared between data and fsdp."""
     model, chips = config.model, topology.chips
     contexts = [1, 2, 4, 8] if model.context >= LONG else [1]
-    stages = [p for p in (1, 2, 4, 8) if model.n_layers % p == 0]
+    n_layers = model.cost(model.context).widths.layers
+    stages = [p for p in (1, 2, 4, 8) if n_layers % p == 0]
     for tensor, context, pipeline in itertools.product((1, 2, 4, 8, MOST_TENSOR), contexts, stages):
         if chips % (tensor * context * pipeline):
             continue
@@ -87,7 +89,7 @@ def layouts(config: RunConfig, topology: Topology) -> Iterator[RunConfig]:
         for data in {d for d in (1, topology.slices, 2, 4, 8, rest) if rest % d == 0 and d % slices == 0}:
             mesh = MeshConfig(data=data, fsdp=rest // data, tensor=tensor, context=context, pipeline=pipeline)
             for remat in ("none", "dots", "full"):
-                yield replace(config, mesh=mesh, model=replace(model, remat=remat))
+                yield replace(config, mesh=mesh, execution=replace(config.execution, remat=remat))
 
 
 def describe(found: list[Json]) -> str:

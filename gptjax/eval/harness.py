@@ -15,7 +15,7 @@ import numpy as np
 from gptjax.errors import BadInput
 from gptjax.eval.score import Request, score
 from gptjax.generate import Sampling, generate
-from gptjax.train.weights import SavedModel, saved_model
+from gptjax.run.weights import SavedModel, saved_model
 
 try:
     from lm_eval.api.instance import Instance
@@ -71,7 +71,7 @@ class GptJax(TemplateLM):
     ) -> list[tuple[float, bool]]:
         pairs = [Request(np.array(context, np.int32), np.array(rest, np.int32)) for _, context, rest in requests]
         title = "" if disable_tqdm else "log-likelihoods"
-        scores = score(self.params, self.config, pairs, self.layout, progress=title)
+        scores = score(self.params, self.saved.model, pairs, self.layout, progress=title)
         self.truncated += int(scores.truncated.sum())
         answers = list(zip(scores.log_p.tolist(), scores.greedy.tolist(), strict=True))
         for (text, *_), answer in zip(requests, answers, strict=True):

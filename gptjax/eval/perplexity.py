@@ -12,19 +12,20 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from gptjax.batch import Batch
 from gptjax.config import EvalConfig
 from gptjax.data.corpora import Split
 from gptjax.data.loader import DataConfig, Source, open_stores, validation_batches
-from gptjax.data.objectives import Batch
+from gptjax.data.objectives import CAUSAL, Objective
 from gptjax.data.store import TokenStore
 from gptjax.data.tokenizer import MODEL_FILE
 from gptjax.errors import BadInput
 from gptjax.eval.estimates import Estimate, ratio
-from gptjax.eval.score import read_rows, rows_of
-from gptjax.models.gpt import GPTConfig
+from gptjax.eval.score import begin_reading, rows_of
+from gptjax.models.model import Model
 from gptjax.params import Params
+from gptjax.run.weights import SavedModel
 from gptjax.sharding import Layout
-from gptjax.train.weights import SavedModel
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def _with_tokenizer_of(saved: SavedModel, data: DataConfig) -> tuple[TokenStore,
 
 def measure(
     params: Params,
-    config: GPTConfig,
+    model: Model,
     store: TokenStore,
     layout: Layout,
     *,
@@ -102,9 +103,11 @@ def measure(
     sequences: int = EvalConfig.sequences,
     batch: int = EvalConfig.batch,
     separate_documents: bool = False,
+    objective: Objective = CAUSAL,
     progress: str = "",
 ) -> Perplexity:
     """Evaluate a model on evenly spaced windows: with a run's `sequences` and `batch`, on those of its training."""
+    config = model.config
     if sequences < 2:
         raise BadInput(f"{sequences} sequences give no standard error; use 2 or more")
     if store.tokenizer.vocab_size > config.vocab_size:
@@ -113,13 +116,13 @@ def measure(
             f"{config.vocab_size} tokens; use the tokenizer that it was trained with"
         )
     batch = min(batch, sequences)
-    whole = validation_batches(store, sequences, batch, config.context, separate_documents, split)
+    whole = validation_batches(store, sequences, batch, config.context, separate_documents, split, objective)
     whole = jax.tree.map(lambda x: x.reshape(-1, config.context), whole)
     N, T = whole.inputs.shape
     nats_NT = np.zeros((N, T))
     with tqdm(total=N, desc=progress, disable=None if progress else True, leave=False) as bar:
-        for rows, part in _parts(whole, rows_of(T, N, config, layout)):
-            read, _ = read_rows(params, part.inputs, part.targets, part.segments, config, layout)
+        for rows, part in _parts(whole, rows_of(T, N, model, layout)):
+            read, _ = begin_reading(params, part, model, layout)
             nats_NT[rows] = np.asarray(read)[: rows.stop - rows.start]
             bar.update(rows.stop - rows.start)
     predicted_NT = np.asarray(whole.weights, np.float64)  # 0 for the prompts of pairs, else 1

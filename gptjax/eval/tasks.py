@@ -18,7 +18,7 @@ from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import BadInput
 from gptjax.eval.estimates import Estimate, mean
 from gptjax.eval.score import Request, check_request, score
-from gptjax.models.gpt import GPTConfig
+from gptjax.models.model import Model, ModelConfig
 from gptjax.params import Params
 from gptjax.sharding import Layout
 
@@ -26,7 +26,7 @@ BETWEEN = "\n\n"  # examples: Brown et al. 2020, section 2.4, and lm-eval's fews
 
 
 @dataclass(frozen=True)
-class Row:
+class TaskRow:
     """A question: what stands before the answer, and the answer among its choices, which is alone if it is cloze."""
 
     context: str
@@ -44,7 +44,7 @@ class Task:
     """Questions of one kind."""
 
     name: str
-    rows: tuple[Row, ...]
+    rows: tuple[TaskRow, ...]
 
     @property
     def is_cloze(self) -> bool:
@@ -90,7 +90,7 @@ def _kind(cloze: bool) -> str:
     return "cloze" if cloze else "multiple choice"
 
 
-def _read_row(where: str, row: Any) -> Row:
+def _read_row(where: str, row: Any) -> TaskRow:
     keys = sorted(row) if isinstance(row, dict) else type(row).__name__
     if keys not in (["answer", "context"], ["answer", "choices", "context"]):
         raise BadInput(f"{where}: expected the keys context, answer and, for multiple choice, choices; found {keys}")
@@ -100,7 +100,7 @@ def _read_row(where: str, row: Any) -> Row:
     if "choices" not in row:
         if not isinstance(answer, str) or not answer:
             raise BadInput(f"{where}: expected a text that is not empty as answer, found {answer!r}")
-        return Row(row["context"], (answer,), 0, where)
+        return TaskRow(row["context"], (answer,), 0, where)
     choices = row["choices"]
     if not isinstance(choices, list) or len(choices) < 2 or not all(isinstance(c, str) and c for c in choices):
         raise BadInput(f"{where}: expected two choices or more, texts that are not empty, found {choices!r}")
@@ -108,7 +108,7 @@ def _read_row(where: str, row: Any) -> Row:
         raise BadInput(f"{where}: expected choices that differ, found {choices!r}")
     if type(answer) is not int or not 0 <= answer < len(choices):
         raise BadInput(f"{where}: expected the index of a choice, 0 to {len(choices) - 1}, as answer, found {answer!r}")
-    return Row(row["context"], tuple(choices), answer, where)
+    return TaskRow(row["context"], tuple(choices), answer, where)
 
 
 def to_jsonl(task: Task) -> str:
@@ -166,7 +166,7 @@ def prompts(task: Task, shots: int, seed: int, examples: int = 0) -> list[str]:
     return [join(_drawn(task, row, shots, rng), row) for row in rows]
 
 
-def _drawn(task: Task, row: Row, shots: int, rng: random.Random) -> list[Row]:
+def _drawn(task: Task, row: TaskRow, shots: int, rng: random.Random) -> list[TaskRow]:
     """Draw rows that are not this one, nor equal to it."""
     if not shots:
         return []
@@ -179,7 +179,7 @@ def _drawn(task: Task, row: Row, shots: int, rng: random.Random) -> list[Row]:
     return drawn
 
 
-def join(examples: Iterable[Row], row: Row) -> str:
+def join(examples: Iterable[TaskRow], row: TaskRow) -> str:
     """Return the answered examples and the question, with blank lines between."""
     return "".join(example.text + BETWEEN for example in examples) + row.context
 
@@ -209,8 +209,8 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> tupl
 
 
 def check_task(
-    task: Task, shots: int, config: GPTConfig, tokenizer: Tokenizer, *, examples: int = 0, seed: int = 0
-) -> tuple[tuple[Row, ...], list[Request], np.ndarray]:
+    task: Task, shots: int, config: ModelConfig, tokenizer: Tokenizer, *, examples: int = 0, seed: int = 0
+) -> tuple[tuple[TaskRow, ...], list[Request], np.ndarray]:
     """Return rows, requests and what `encode_pairs` says of them; BadInput where a model cannot score one."""
     rows = task.rows[: examples or None]
     contexts = prompts(task, shots, seed, examples)
@@ -218,15 +218,15 @@ def check_task(
     requests, merged = encode_pairs(tokenizer, pairs)
     names = [f"{row.where or task.name}: {choice!r}" for row in rows for choice in row.choices]
     for name, request in zip(names, requests, strict=True):
-        check_request(request, config, name)
+        check_request(request, config.context, name)
     return rows, requests, merged
 
 
-def evaluate(
+def evaluate_task(
     task: Task,
     shots: int,
     params: Params,
-    config: GPTConfig,
+    model: Model,
     tokenizer: Tokenizer,
     layout: Layout,
     *,
@@ -235,8 +235,8 @@ def evaluate(
     progress: bool = False,
 ) -> TaskScore:
     """Score the first rows of a task (0: all), each after so many other rows."""
-    rows, requests, merged = check_task(task, shots, config, tokenizer, examples=examples, seed=seed)
-    scores = score(params, config, requests, layout, progress=f"{task.name}, {shots} shots" if progress else "")
+    rows, requests, merged = check_task(task, shots, model.config, tokenizer, examples=examples, seed=seed)
+    scores = score(params, model, requests, layout, progress=f"{task.name}, {shots} shots" if progress else "")
 
     ends = np.cumsum([len(row.choices) for row in rows])
     right = ends - [len(row.choices) for row in rows] + [row.answer for row in rows]

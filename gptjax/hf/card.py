@@ -1,24 +1,22 @@
 """The card of an exported model: what it is, what it was trained on, what it reached, and how the export was proved."""
 
 import json
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from gptjax.config import to_json
 from gptjax.errors import BadInput
-from gptjax.hf.families import Family
+from gptjax.hf.architectures import Architecture
 from gptjax.hf.verify import Verification
-from gptjax.models.count import count
-from gptjax.train.export import facts_of
-from gptjax.train.result import read_result
-from gptjax.train.weights import SavedModel
+from gptjax.run.export import facts_of
+from gptjax.run.result import read_result
+from gptjax.run.weights import SavedModel
 
 
-def card(saved: SavedModel, family: Family, dtype: np.dtype, proof: Verification | None) -> str:
+def card(saved: SavedModel, family: Architecture, dtype: np.dtype, proof: Verification | None) -> str:
     """Return README.md, in Markdown with the metadata that model hubs read."""
-    n = count(saved.config)
+    n = saved.config.cost(saved.config.context, saved.execution)
     lines = [
         "---",
         "library_name: transformers",
@@ -38,7 +36,7 @@ def card(saved: SavedModel, family: Family, dtype: np.dtype, proof: Verification
         "",
         "## Parameters",
         "",
-        *_table({group: f"{size:,}" for group, size in asdict(n).items() if size}),
+        *_table({group: f"{size:,}" for group, size in {**n.params, "padding": n.padding}.items() if size}),
     ]
     if saved.run:
         run = json.dumps(to_json(saved.run), indent=1)

@@ -14,14 +14,23 @@ import tensorstore as ts
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import BadInput
 from gptjax.files import write_file, write_json
+from gptjax.hf.architectures import (
+    Architecture,
+    Part,
+    Tensor,
+    architecture_of,
+    gpt_config,
+    multipliers,
+    tensors_of,
+    without_mup,
+)
 from gptjax.hf.card import card
-from gptjax.hf.families import Family, Part, Tensor, family_of, multipliers, plain, tensors_of
-from gptjax.hf.safetensors import Outgoing, write_tensors
+from gptjax.hf.tensor_files import Outgoing, write_tensors
 from gptjax.hf.tokenizer import tokenizer_files
 from gptjax.hf.verify import Verification, verify
-from gptjax.train.checkpoint import chunk_of, copy, in_flight
-from gptjax.train.export import stored_dtype, written_aside
-from gptjax.train.weights import SavedModel
+from gptjax.run.checkpoint import chunk_of, copy_array, in_flight
+from gptjax.run.export import stored_dtype, written_aside
+from gptjax.run.weights import SavedModel
 
 BLOCK_BYTES = 2**24  # of a tensor, written at a time
 SHARD_BYTES = 5 * 10**9
@@ -35,7 +44,7 @@ def export_hf(
     The folder appears when it is whole and, unless told otherwise, proved. BadInput where transformers has no such
     architecture, where the folder exists, or where what was written says something else than the model.
     """
-    family = family_of(saved.config)
+    family = architecture_of(saved.config)
     kind = jnp.dtype(dtype or stored_dtype(saved))
     tokenizer = saved.tokenizer if saved.has_tokenizer else None
     if tokenizer and tokenizer.vocab_size > saved.config.vocab_size:
@@ -45,21 +54,23 @@ def export_hf(
         )
     with written_aside(to) as aside:
         write_config(aside, saved, family, kind, tokenizer)
-        tensors = [outgoing(tensor, saved) for tensor in tensors_of(saved.config, family)]
+        tensors = [outgoing(tensor, saved) for tensor in tensors_of(gpt_config(saved.config), family)]
         write_tensors(aside, tensors, kind, shard_bytes)
         proof = verify(aside, saved, kind) if verified else None
         write_file(aside / "README.md", card(saved, family, kind, proof))
     return proof
 
 
-def write_config(to: Path, saved: SavedModel, family: Family, dtype: np.dtype, tokenizer: Tokenizer | None) -> None:
+def write_config(
+    to: Path, saved: SavedModel, family: Architecture, dtype: np.dtype, tokenizer: Tokenizer | None
+) -> None:
     """Write config.json, generation_config.json and the tokenizer's files."""
     if saved.marks:
         marks, generation = saved.marks.config, saved.marks.generation
     else:  # a document ends where the next begins
         marks, generation = dict.fromkeys(("bos_token_id", "eos_token_id"), tokenizer.bos if tokenizer else None), None
     content = {"architectures": [family.architecture], "model_type": family.model_type, "dtype": dtype.name}
-    write_json(to / "config.json", {**content, **family.write(plain(saved.config)), **marks})
+    write_json(to / "config.json", {**content, **family.write(without_mup(gpt_config(saved.config))), **marks})
     write_json(to / "generation_config.json", marks if generation is None else generation)
     if tokenizer:
         for name, data in tokenizer_files(tokenizer, saved.config.context).items():
@@ -72,7 +83,7 @@ def outgoing(tensor: Tensor, saved: SavedModel) -> Outgoing:
 
 def _blocks(tensor: Tensor, saved: SavedModel) -> Iterator[np.ndarray]:
     """Yield rows of a tensor of theirs, made of ours."""
-    factors = multipliers(saved.config)
+    factors = multipliers(gpt_config(saved.config))
     parts = [_read(part, saved.arrays, factors.get(part.name, 1.0)).reshape(part.matrix) for part in tensor.parts]
     if tensor.transposed:
         for matrix in parts:  # one below the other
@@ -97,7 +108,7 @@ def _read(part: Part, arrays: Mapping[str, ts.TensorStore], factor: float) -> np
     layers = () if part.layer is None else (slice(part.layer, part.layer + 1),)
     source = array[(*layers, *map(slice, part.shape))]
     values = np.empty(source.shape, source.dtype.numpy_dtype)
-    copy(source, ts.array(values)[ts.d[:].translate_to[source.origin]], chunk_of(array), in_flight(arrays))
+    copy_array(source, ts.array(values)[ts.d[:].translate_to[source.origin]], chunk_of(array), in_flight(arrays))
     if factor != 1:
         values *= np.asarray(factor, values.dtype)
     return values

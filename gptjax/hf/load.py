@@ -16,14 +16,14 @@ import tensorstore as ts
 from gptjax.data.json_tokenizer import FILES, JSON_FILE, JsonTokenizer, packed
 from gptjax.errors import BadInput
 from gptjax.files import read_json
-from gptjax.hf.families import Family, Part, Settings, Tensor, family_named, tensors_of
-from gptjax.hf.safetensors import Incoming, open_tensors
+from gptjax.hf.architectures import Architecture, Part, Settings, Tensor, architecture_named, tensors_of
+from gptjax.hf.tensor_files import Incoming, open_tensors
 from gptjax.hf.tokenizer import Compared, compare_tokenizer
 from gptjax.models.gpt import GPTConfig
 from gptjax.params import Params, nested
-from gptjax.train.checkpoint import chunk_of, copy
-from gptjax.train.export import write_model, written_aside
-from gptjax.train.weights import MARK_IDS, Marks
+from gptjax.run.checkpoint import chunk_of, copy_array
+from gptjax.run.export import write_model, written_aside
+from gptjax.run.weights import MARK_IDS, Marks
 
 # Masks and frequencies that older versions saved, and the prefix that GPT-1's and GPT-2's own files lack.
 NO_WEIGHT = re.compile(r"(^|\.)(h\.\d+\.attn\.(masked_)?bias|rotary_emb\.inv_freq|position_ids)$")
@@ -35,7 +35,7 @@ class Loaded:
     """A model of transformers whose files have been read as far as their headers."""
 
     folder: Path
-    family: Family
+    family: Architecture
     config: GPTConfig
     marks: Marks
     tensors: dict[str, Incoming]  # by the names of the family's table
@@ -51,7 +51,7 @@ def open_hf(folder: Path) -> Loaded:
     content = _json_object(path)
     match content.get("architectures"):
         case [str(name), *_]:
-            family = family_named(name, str(path))
+            family = architecture_named(name, str(path))
         case _:
             raise BadInput(f"{path} names no architectures; give the folder that save_pretrained wrote")
     if (kind := content.get("model_type", family.model_type)) != family.model_type:
@@ -83,7 +83,7 @@ def open_hf(folder: Path) -> Loaded:
 def _json_object(path: Path) -> dict[str, Any]:
     content = read_json(path, "the folder that save_pretrained wrote")
     if not isinstance(content, dict):
-        raise BadInput(f"{path} holds a {type(content).__name__} and not an object; copy it again")
+        raise BadInput(f"{path} holds a {type(content).__name__} and not an object; copy_array it again")
     return content
 
 
@@ -109,7 +109,7 @@ def _check_sizes(path: Path, config: GPTConfig, found: dict[str, Incoming]) -> N
             )
 
 
-def _named(found: dict[str, Incoming], family: Family) -> dict[str, Incoming]:
+def _named(found: dict[str, Incoming], family: Architecture) -> dict[str, Incoming]:
     """Give tensors the names of the family's table, and leave out what is no weight."""
     weights = {name: tensor for name, tensor in found.items() if not NO_WEIGHT.search(name)}
     if not family.rows[0].theirs.startswith(PREFIX) or any(name.startswith(PREFIX) for name in weights):
@@ -225,7 +225,7 @@ class Stacked:
         for piece in self.pieces:
             values = ts.array(piece.read())
             origin = [piece.part.layer or 0] + [0] * (values.ndim - 1)
-            copy(values[ts.d[:].translate_to[origin]], target, chunk_of(target), flights=1)
+            copy_array(values[ts.d[:].translate_to[origin]], target, chunk_of(target), flights=1)
 
 
 def arrays_of(model: Loaded) -> dict[str, Stacked]:

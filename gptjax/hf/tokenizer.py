@@ -111,7 +111,7 @@ def compare_tokenizer(tokenizer: JsonTokenizer, files: dict[str, bytes], model_t
     """Compare a tokenizer with what transformers makes of the files it came in; None where that is not installed.
 
     The class that tokenizer_config.json names may build a tokenizer's parts anew. Where transformers reads
-    tokenizer.json itself as we do, that difference is told; any other is BadInput.
+    tokenizer.json itself as we do, that tokenizer_difference is told; any other is BadInput.
     """
     if not (find_spec("transformers") and find_spec("tokenizers")):
         return None
@@ -131,10 +131,10 @@ def compare_tokenizer(tokenizer: JsonTokenizer, files: dict[str, bytes], model_t
         except Exception as error:  # a class it lacks, a field it refuses: its reasons are many, and none is a bug here
             line = next(iter(str(error).splitlines()), type(error).__name__)
             return Compared(by, f"cannot be read by {by} ({line}), so its ids were not compared")
-        if not (differs := difference(theirs, tokenizer)):
+        if not (differs := tokenizer_difference(theirs, tokenizer)):
             return Compared(by, "")
         as_it_stands = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
-        if difference(as_it_stands, tokenizer):
+        if tokenizer_difference(as_it_stands, tokenizer):
             raise BadInput(f"{by} reads {differs}: gptjax does not know this tokenizer; give another, or none")
         return Compared(
             by,
@@ -151,7 +151,7 @@ def _without_code(files: dict[str, bytes]) -> dict[str, bytes]:
     return {**files, CONFIG_FILE: json.dumps(settings).encode()}
 
 
-def difference(theirs: Any, ours: Tokenizer) -> str:
+def tokenizer_difference(theirs: Any, ours: Tokenizer) -> str:
     """Say of which text, the shortest found, a tokenizer of transformers gives other ids than ours; nothing if none."""
     texts = sorted(adversarial_texts(ours), key=len)
     for text, ids in zip(texts, ours.encode_many([text.encode() for text in texts]), strict=True):

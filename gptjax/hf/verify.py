@@ -13,13 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gptjax.batch import Batch
 from gptjax.data.tokenizer import Tokenizer
 from gptjax.errors import BadInput
+from gptjax.hf.architectures import gpt_config
 from gptjax.hf.load import open_hf, read_params
-from gptjax.hf.tokenizer import TEXTS, difference
-from gptjax.models.gpt import gpt
+from gptjax.hf.tokenizer import TEXTS, tokenizer_difference
+from gptjax.kernels.choice import kernels_of
+from gptjax.run.weights import SavedModel
 from gptjax.sharding import Layout, use
-from gptjax.train.weights import SavedModel
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.2, "float16": 0.02}  # of the spread of the logits, at the worst of them
 TOKENS = 64
@@ -30,7 +32,7 @@ class Verification:
     """How an export was proved."""
 
     by: str  # the reader
-    largest: float  # difference of a logit
+    largest: float  # tokenizer_difference of a logit
     spread: float  # standard deviation of the logits
     tokens: int
     texts: int  # whose ids were compared; 0: none were
@@ -43,7 +45,7 @@ class Verification:
 def verify(folder: Path, saved: SavedModel, dtype: np.dtype) -> Verification:
     """Compare a folder with the model it was written from; BadInput where they differ by more than rounding."""
     layout = saved.layout()
-    rows = layout.parts(layout.rules.batch) * (saved.config.microbatches or 2 * layout.parts(layout.rules.layers))
+    rows = layout.parts(layout.rules.batch) * saved.execution.in_flight(layout.parts(layout.rules.layers))
     ids = np.random.default_rng(0).integers(saved.config.vocab_size, size=(rows, min(TOKENS, saved.config.context)))
     ours = _logits(saved.read(layout), saved, ids, layout)
     if find_spec("torch") and find_spec("transformers"):
@@ -51,7 +53,7 @@ def verify(folder: Path, saved: SavedModel, dtype: np.dtype) -> Verification:
     else:
         by, texts = "gptjax (transformers is not installed)", 0
         model = open_hf(folder)
-        theirs = np.asarray(gpt(model.config).apply(read_params(model), jnp.asarray(ids)))
+        theirs = np.asarray(model.config.build().logits(read_params(model), _batch(jnp.asarray(ids))))
     largest, spread = float(np.abs(ours - theirs).max()), float(ours.std())
     if not largest <= TOLERANCE[dtype.name] * max(1.0, spread):
         raise BadInput(
@@ -62,14 +64,18 @@ def verify(folder: Path, saved: SavedModel, dtype: np.dtype) -> Verification:
 
 
 def _logits(params: Any, saved: SavedModel, ids: np.ndarray, layout: Layout) -> np.ndarray:
-    model = gpt(replace(saved.config, dtype="float32"))
+    model = replace(gpt_config(saved.config), dtype="float32").build(saved.execution)
 
     @jax.jit
     def apply(params: Any, ids: jax.Array) -> jax.Array:
-        with use(layout):
-            return model.apply(params, ids)
+        with use(layout), kernels_of(saved.execution):
+            return model.logits(params, _batch(ids))
 
     return np.asarray(apply(params, jnp.asarray(ids)))[..., : saved.config.vocab_size]
+
+
+def _batch(ids: jax.Array) -> Batch:
+    return Batch(ids, ids, jnp.ones(ids.shape))
 
 
 def _by_transformers(folder: Path, ids: np.ndarray, tokenizer: Tokenizer | None) -> tuple[str, np.ndarray, int]:
@@ -91,7 +97,7 @@ def _by_transformers(folder: Path, ids: np.ndarray, tokenizer: Tokenizer | None)
     texts = 0
     if tokenizer:
         theirs = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        if differs := difference(theirs, tokenizer):
+        if differs := tokenizer_difference(theirs, tokenizer):
             raise BadInput(f"{folder}: the tokenizer reads {differs}; not kept")
         texts = TEXTS
     return f"transformers {importlib.metadata.version('transformers')}", logits, texts

@@ -335,7 +335,7 @@ def _distinct(
 
 
 def _counts(kept: list[tuple[str, Row]], tokens: Floats) -> dict[str, Counted]:
-    """Count N and C under each convention whose columns are filled in every row; see `models/count.py`."""
+    """Count N and C under each convention whose columns are filled in every row (models/gpt_cost.py)."""
 
     def whole(name: str) -> Floats | None:
         if not all(row.get(name) for _, row in kept):

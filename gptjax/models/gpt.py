@@ -13,14 +13,20 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gptjax.batch import Batch
 from gptjax.errors import BadInput
+from gptjax.execution import DEFAULT_EXECUTION, Execution, Kernel
 from gptjax.fields import check_values
-from gptjax.models.cache import Cache, Held
-from gptjax.models.layers import MLP, Attention, Linear, Norm, project
-from gptjax.models.stack import run_stack, unstacked
-from gptjax.params import Init, Model, build, normal, param, stack
-from gptjax.question import how
-from gptjax.sharding import constrain
+from gptjax.fingerprint import gained
+from gptjax.kernels.matmul import matmul
+from gptjax.models import gpt_cost
+from gptjax.models.cache import Cache, Held, empty_cache
+from gptjax.models.cost import Cost
+from gptjax.models.layers import MLP, Attention, Linear, Norm
+from gptjax.models.model import Decoder, Hidden, Model, Scales
+from gptjax.models.stack import Losses, run_stack, unstacked
+from gptjax.params import Init, Params, functions_of, normal, param, stack
+from gptjax.sharding import Layout, constrain
 
 
 @dataclass(frozen=True)
@@ -55,20 +61,16 @@ class GPTConfig:
     mup_width: int = 0  # 0: standard parametrization
     mup_depth: int = 0  # 0: depth changes nothing
     depth_alpha: float = 1.0  # residual branches times (n_layers / mup_depth)^-alpha; 1 is CompleteP
-    vocab_multiple: int = how(1)  # pad the embedding to a multiple; padded ids get no probability
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations and matmuls; weights stay float32
-    remat: Literal["none", "dots", "full"] = how("none")  # what is computed again, to save memory
-    attention: Literal["auto", "xla", "cudnn"] = how("auto")  # the kernel of attention; auto: the fastest that fits
-    microbatches: int = how(0)  # parts of the batch in flight through pipeline stages; 0: two for each stage
-    scan: bool | None = how(None)  # compile one layer and loop over all; null: except for up to 24 on a GPU
+    family: Literal["gpt"] = gained("gpt")  # the family of models that this config is of
 
     def __post_init__(self) -> None:
         check_values(self)
-        sizes = ("n_kv_heads", "d_head", "d_mlp", "mup_width", "mup_depth", "microbatches")
+        sizes = ("n_kv_heads", "d_head", "d_mlp", "mup_width", "mup_depth")
         for name in (*sizes, "init_std", "logit_cap", "norm_eps"):
             if getattr(self, name) < 0:
                 raise BadInput(f"{name} = {getattr(self, name)} must be at least 0")
-        for name in ("vocab_size", "context", "d_model", "n_layers", "n_heads", "vocab_multiple"):
+        for name in ("vocab_size", "context", "d_model", "n_layers", "n_heads"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} = {getattr(self, name)} must be at least 1")
         if not self.d_head and self.d_model % self.n_heads:
@@ -120,8 +122,36 @@ class GPTConfig:
         return 1 / sqrt(self.head_size * (1.0 if self.d_head else self.width_ratio))
 
     @property
-    def padded_vocab(self) -> int:
-        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+    def scales(self) -> Scales | None:
+        if not (self.mup_width or self.mup_depth):
+            return None
+        return Scales(self.width_ratio, self.depth_ratio, self.depth_alpha)
+
+    def build(self, execution: Execution = DEFAULT_EXECUTION) -> Model:
+        return _built(self, execution)
+
+    def cost(self, seq_len: int, execution: Execution = DEFAULT_EXECUTION) -> Cost:
+        return gpt_cost.cost(self, seq_len, execution)
+
+    def check(self, layout: Layout, execution: Execution) -> None:
+        rules, stages = layout.rules, layout.parts(layout.rules.layers)
+        if self.n_layers % stages:
+            raise BadInput(f"n_layers {self.n_layers} is not divisible by {stages} pipeline stages; use a divisor")
+        if layout.parts(rules.keys) > 1 and self.kv_heads > 1 and rules.heads != rules.kv_heads:
+            raise BadInput(
+                f"rules.kv_heads {rules.kv_heads!r} must be rules.heads, {rules.heads!r}, where keys are split"
+            )
+        if execution.attention == "cudnn" and layout.parts(rules.seq) > 1:
+            raise BadInput("execution.attention = cudnn cannot split positions; use auto, or a mesh with context = 1")
+
+    def unseen(self, other: Any) -> tuple[str, ...]:
+        """Name what no weight's shape shows. dtype, initialization and a context that the positions allow are free."""
+        stretched = self.positions == "rope" and self.context <= other.context  # else rope may be rescaled to reach on
+        return (*UNSEEN, *(("rope_theta", "rope_scaling") if stretched else ()))
+
+
+UNSEEN = ("norm", "norm_eps", "norm_place", "positions", "activation", "logit_cap", "mup_width", "mup_depth",
+          "depth_alpha")  # fmt: skip
 
 
 def scaled(x: jax.Array, factor: float) -> jax.Array:
@@ -131,7 +161,7 @@ def scaled(x: jax.Array, factor: float) -> jax.Array:
 class Block(nnx.Module):
     """Attention and MLP, each with a residual connection and a norm before or after it."""
 
-    def __init__(self, rngs: nnx.Rngs, config: GPTConfig) -> None:
+    def __init__(self, rngs: nnx.Rngs, config: GPTConfig, kernel: Kernel) -> None:
         c = self.config = config
         residual = 1 / sqrt(2 * (c.mup_depth or c.n_layers)) if c.scaled_residual else 1.0
 
@@ -142,12 +172,22 @@ class Block(nnx.Module):
             return Norm(rngs, c.d_model, "embed", kind=c.norm, bias=c.bias, eps=c.norm_eps)
 
         self.attention_norm, self.mlp_norm = norm(), norm()
-        self.attention = Attention(rngs, c, init(c.d_model), init(c.n_heads * c.head_size, residual))
+        self.attention = Attention(rngs, c, kernel, init(c.d_model), init(c.n_heads * c.head_size, residual))
         self.mlp = MLP(rngs, c, init(c.d_model), init(c.mlp_size, residual))
 
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
-        x_BTD, _ = self._through(x_BTD, lambda h_BTD: (self.attention(h_BTD, segments_BT), None))
-        return x_BTD
+    def __call__(
+        self, x_BTD: jax.Array, segments_BT: jax.Array | None, prefix_BT: jax.Array | None
+    ) -> tuple[jax.Array, Losses]:
+        return self._through(x_BTD, lambda h_BTD: (self.attention(h_BTD, segments_BT, prefix_BT), {}))
+
+    def self_scores(self, x_BTD: jax.Array) -> jax.Array:
+        """Return each position's attention score with itself, (B, T, N): rotary positions leave it alone."""
+        c, attention = self.config, self.attention
+        y_BTD = self.attention_norm(x_BTD) if c.norm_place == "pre" else x_BTD
+        q, k = attention.query(y_BTD), attention.key(y_BTD)
+        if c.qk_norm:
+            q, k = attention.query_norm(q), attention.key_norm(k)
+        return c.attention_scale * jnp.sum(q * jnp.repeat(k, c.n_heads // c.kv_heads, axis=2), axis=-1)
 
     def cached(self, x_BTD: jax.Array, cache: Cache, layer: int) -> tuple[jax.Array, Held]:
         return self._through(x_BTD, lambda h_BTD: self.attention.cached(h_BTD, cache, layer))
@@ -170,22 +210,23 @@ class Block(nnx.Module):
 class GPT(nnx.Module):
     """A causal language model: token ids (B, T) to float32 logits (B, T, V)."""
 
-    def __init__(self, rngs: nnx.Rngs, config: GPTConfig) -> None:
+    def __init__(self, rngs: nnx.Rngs, config: GPTConfig, execution: Execution) -> None:
         c = self.config = config
+        self.execution, self.rows = execution, execution.padded(c.vocab_size)
         init = normal(c.init_std or 1 / sqrt(c.mup_width or c.d_model))  # muP leaves embeddings and head as at its base
-        self.embedding = param(rngs, (c.padded_vocab, c.d_model), ("vocab", "embed"), self._padded(init, 0))
+        self.embedding = param(rngs, (self.rows, c.d_model), ("vocab", "embed"), self._padded(init, 0))
         if c.positions == "learned":
             self.positions = param(rngs, (c.context, c.d_model), ("positions", "embed"), init)
-        self.layers = stack(lambda r: Block(r, c), c.n_layers, rngs)
+        self.layers = stack(lambda r: Block(r, c, execution.attention), c.n_layers, rngs)
         if c.norm_place == "pre":
             self.final_norm = Norm(rngs, c.d_model, "embed", kind=c.norm, bias=c.bias, eps=c.norm_eps)
         if not c.tied:
             padded = self._padded(init, 1)
-            self.head = Linear(rngs, (c.d_model, c.padded_vocab), ("embed", "vocab"), init=padded, bias=False)
+            self.head = Linear(rngs, (c.d_model, self.rows), ("embed", "vocab"), init=padded, bias=False)
 
     def _padded(self, init: Init, axis: int) -> Init:
         """Draw a weight for the true vocabulary, so that padding changes none of it, and pad it with zeros."""
-        missing = self.config.padded_vocab - self.config.vocab_size
+        missing = self.rows - self.config.vocab_size
 
         def draw(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
             true = tuple(size - missing * (i == axis) for i, size in enumerate(shape))
@@ -193,17 +234,16 @@ class GPT(nnx.Module):
 
         return draw if missing else init
 
-    def __call__(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
-        return self.logits(self.hidden(tokens_BT, segments_BT))
-
-    def hidden(self, tokens_BT: jax.Array, segments_BT: jax.Array | None = None) -> jax.Array:
-        """Return what the head reads, (B, T, D)."""
+    def hidden(
+        self, tokens_BT: jax.Array, segments_BT: jax.Array | None, prefix_BT: jax.Array | None
+    ) -> tuple[jax.Array, Losses]:
+        """Return what the head reads, (B, T, D), and the layers' losses."""
         c, T = self.config, tokens_BT.shape[1]
         if T > c.context:
             raise BadInput(f"{T} tokens do not fit the context of {c.context}; use shorter sequences")
         x_BTD = self._embedded(tokens_BT, slice(T))
-        x_BTD = run_stack(self.layers, x_BTD, segments_BT, scan=c.scan, remat=c.remat, microbatches=c.microbatches)
-        return self._read_out(x_BTD)
+        x_BTD, losses = run_stack(self.layers, x_BTD, segments_BT, prefix_BT, execution=self.execution)
+        return self._read_out(x_BTD), losses
 
     def stepper(self) -> Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]:
         """Return a function of tokens that follow those in a cache: the logits after the last, (B, V), and the cache.
@@ -239,18 +279,52 @@ class GPT(nnx.Module):
         """Return the float32 logits of what `hidden` gives, of any number of positions."""
         c = self.config
         if c.tied:
-            logits = project(x_BTD, constrain(self.embedding[...], "vocab", None).T.astype(c.dtype))
+            logits = matmul(x_BTD, constrain(self.embedding[...], "vocab", None).T.astype(c.dtype))
         else:
             logits = self.head(x_BTD)
         logits = constrain(logits, "batch", "seq", "vocab").astype(jnp.float32)
         if c.logit_cap:
             logits = c.logit_cap * jnp.tanh(logits / c.logit_cap)
-        if c.padded_vocab > c.vocab_size:
-            logits = jnp.where(jnp.arange(c.padded_vocab) < c.vocab_size, logits, -1e30)
+        if self.rows > c.vocab_size:
+            logits = jnp.where(jnp.arange(self.rows) < c.vocab_size, logits, -1e30)
         return logits
+
+    def observe(self, tokens_BT: jax.Array) -> dict[str, jax.Array]:
+        """Return the residual stream after each layer and at the end, the last layer's scores, and the logits."""
+        c, seen = self.config, {}
+        x_BTD = self._embedded(tokens_BT, slice(tokens_BT.shape[1]))
+        scores = unstacked(self.layers, "self_scores")[-1]
+        for i, layer in enumerate(unstacked(self.layers, "__call__")):
+            scores_BTN = scores(x_BTD) if i == c.n_layers - 1 else None
+            x_BTD, _ = layer(x_BTD, None, None)
+            seen[f"layer {i + 1}"] = x_BTD
+        del seen[f"layer {c.n_layers}"]
+        logits = self.logits(self._read_out(x_BTD))[..., : c.vocab_size]
+        return {**seen, "stream": x_BTD, "scores": scores_BTN, "logits": logits}
 
 
 @lru_cache(maxsize=64)
-def gpt(config: GPTConfig) -> Model:
-    """Build the model as pure functions: `apply(params, tokens, segments) -> logits`."""
-    return build(lambda rngs: GPT(rngs, config))
+def _built(config: GPTConfig, execution: Execution) -> Model:
+    call, init, axes = functions_of(lambda rngs: GPT(rngs, config, execution))
+
+    def hidden(params: Params, batch: Batch) -> Hidden:
+        return Hidden(*call(params, batch.inputs, batch.segments, batch.prefix, method="hidden"))
+
+    def readout(head: Params, x_BTD: jax.Array) -> jax.Array:
+        return call(head, x_BTD, method="logits")
+
+    def start(params: Params, tokens_BT: jax.Array, first_B: jax.Array, room: int) -> tuple[jax.Array, Cache]:
+        shape = (len(tokens_BT), config.kv_heads, room, config.head_size)
+        cache = empty_cache(config.n_layers, shape, config.dtype, first_B)
+        return call(params, method="stepper")(tokens_BT, cache)
+
+    def stepper(params: Params) -> Callable[[jax.Array, Cache], tuple[jax.Array, Cache]]:
+        step = call(params, method="stepper")
+        return lambda token_B, cache: step(token_B[:, None], cache)
+
+    def observe(params: Params, batch: Batch) -> dict[str, jax.Array]:
+        return call(params, batch.inputs, method="observe")
+
+    read_by = ("embedding",) if config.tied else ("head",)
+    decoder = Decoder(start, stepper)
+    return Model(config, execution, init, axes, axes, hidden, readout, read_by, decoder, observe)

@@ -4,46 +4,26 @@ Shapes: B batch, T target positions, S source positions, D embed, N heads, G key
 """
 
 from collections.abc import Callable
-from math import prod, sqrt
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from gptjax.execution import Kernel
+from gptjax.kernels.attention import attend
+from gptjax.kernels.mask import CausalMask, Mask, PrefixMask
+from gptjax.kernels.matmul import matmul
+from gptjax.kernels.norm import normalize
 from gptjax.models.cache import Cache, Held
-from gptjax.models.cpu import attend_in_blocks, multiply
-from gptjax.models.norm import normalize
-from gptjax.models.ring import ring_attend
 from gptjax.params import Axes, Init, constant, param
-from gptjax.sharding import constrain, current, parts, platform
+from gptjax.sharding import constrain
 
-Kernel = Literal["auto", "xla", "cudnn"]
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=True),  # the tanh form, as GPT-1/2/3 have it ("gelu_new")
     "gelu_exact": lambda x: jax.nn.gelu(x, approximate=False),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
-
-
-def project(x: jax.Array, w: jax.Array, bias: jax.Array | None = None, n_in: int = 1) -> jax.Array:
-    """Contract the last n_in axes of x with the first n_in of w, and add a bias of the others.
-
-    Where an axis more costs nothing (all but TPUs), inputs and outputs are flattened: a GPU's library then adds the
-    bias in the product. On a CPU tokens are too, unless their positions are split: a weight's gradient is then one
-    plain product, twice as fast.
-    """
-    if platform() == "tpu":
-        y = jnp.tensordot(x, w, n_in)
-        return y if bias is None else y + bias
-    lead, outer = x.shape[:-n_in], w.shape[n_in:]
-    x, w = x.reshape(*lead, -1), w.reshape(prod(w.shape[:n_in]), -1)
-    if platform() == "cpu" and parts("seq") * parts("stream") == 1:
-        y = multiply(x.reshape(-1, x.shape[-1]), w).reshape(*lead, -1)
-    else:
-        y = x @ w
-    return (y if bias is None else y + bias.reshape(-1)).reshape(*lead, *outer)
 
 
 class Linear(nnx.Module):
@@ -58,11 +38,11 @@ class Linear(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         bias = None if self.bias is None else self.bias[...].astype(x.dtype)
-        return project(x, self.kernel[...].astype(x.dtype), bias, self.n_in)
+        return matmul(x, self.kernel[...].astype(x.dtype), bias, self.n_in)
 
 
 class Norm(nnx.Module):
-    """LayerNorm or RMSNorm (norm.py)."""
+    """LayerNorm or RMSNorm, with a scale and perhaps a bias (kernels/norm.py)."""
 
     def __init__(self, rngs: nnx.Rngs, size: int, axis: str, *, kind: str, bias: bool, eps: float) -> None:
         self.kind, self.eps = kind, eps
@@ -94,34 +74,6 @@ def rope(x_BTNK: jax.Array, positions: jax.Array, theta: float, scaling: tuple[f
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BTNK.dtype)
 
 
-def attend(
-    q_BTNK: jax.Array,
-    k_BSGK: jax.Array,
-    v_BSGK: jax.Array,
-    segments_BT: jax.Array | None,
-    implementation: Kernel,
-    scale: float | None = None,
-) -> jax.Array:
-    """Causal softmax attention (Vaswani et al. 2017, Eq. 1), within segments where given; returns (B, T, N, K).
-
-    implementation: "xla", "cudnn" (fused, GPU, 16 bits), or "auto". scale: of the scores; None is 1/sqrt(K).
-    """
-    scale = 1 / sqrt(q_BTNK.shape[-1]) if scale is None else scale
-    layout = current()
-    if layout is not None and parts("keys") > 1:
-        return ring_attend(q_BTNK, k_BSGK, v_BSGK, segments_BT, scale, layout)
-    split = parts("seq") > 1
-    if implementation == "auto":
-        fused = platform() == "gpu" and q_BTNK.dtype == jnp.bfloat16 and q_BTNK.shape[-1] % 8 == 0 and not split
-        implementation = "cudnn" if fused else "xla"
-    if platform() == "cpu" and implementation == "xla" and not split:
-        return attend_in_blocks(q_BTNK, k_BSGK, v_BSGK, segments_BT, scale)
-    mask = None if segments_BT is None else (segments_BT[:, :, None] == segments_BT[:, None, :])[:, None]
-    return jax.nn.dot_product_attention(
-        q_BTNK, k_BSGK, v_BSGK, mask=mask, is_causal=True, scale=scale, implementation=implementation
-    )
-
-
 def attend_held(
     q_BTNK: jax.Array, k_BGSK: jax.Array, v_BGSK: jax.Array, visible_BTS: jax.Array, scale: float
 ) -> jax.Array:
@@ -137,9 +89,9 @@ def attend_held(
 class Attention(nnx.Module):
     """Multi-head attention with optional grouped queries, rotary positions and QK-norm."""
 
-    def __init__(self, rngs: nnx.Rngs, config, init: Init, init_out: Init) -> None:
+    def __init__(self, rngs: nnx.Rngs, config, kernel: Kernel, init: Init, init_out: Init) -> None:
         D, N, G, K = config.d_model, config.n_heads, config.kv_heads, config.head_size
-        self.config = config
+        self.config, self.kernel = config, kernel
         self.query = Linear(rngs, (D, N, K), ("embed", "heads", "head"), init=init, bias=config.bias)
         self.key = Linear(rngs, (D, G, K), ("embed", "kv_heads", "head"), init=init, bias=config.bias)
         self.value = Linear(rngs, (D, G, K), ("embed", "kv_heads", "head"), init=init, bias=config.bias)
@@ -150,13 +102,15 @@ class Attention(nnx.Module):
             self.key_norm = Norm(rngs, K, "head", kind="rmsnorm", bias=False, eps=config.norm_eps)
 
     @jax.named_scope("attention")
-    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None) -> jax.Array:
-        c = self.config
+    def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array | None, prefix_BT: jax.Array | None) -> jax.Array:
+        mask: Mask = CausalMask() if prefix_BT is None else PrefixMask(prefix_BT)
+        segments = None if segments_BT is None else (segments_BT, segments_BT)
         q, k, v = self._heads(x_BTD, jnp.arange(x_BTD.shape[1]))
         q = constrain(q, "batch", "seq", "heads", None)
         k, v = (constrain(a, "batch", "keys", "kv_heads", None) for a in (k, v))
-        seen = attend(q, k, v, segments_BT, c.attention, c.attention_scale)
-        return self.out(constrain(seen, "batch", "seq", "heads", None))  # its gradient too, else scores are exchanged
+        seen = attend(q, k, v, mask, self.config.attention_scale, segments, self.kernel)
+        # This places the gradient as well: without it XLA gathers attention scores in the backward pass.
+        return self.out(constrain(seen, "batch", "seq", "heads", None))
 
     @jax.named_scope("attention")
     def cached(self, x_BTD: jax.Array, cache: Cache, layer: int) -> tuple[jax.Array, Held]:
@@ -190,7 +144,8 @@ class MLP(nnx.Module):
     @jax.named_scope("mlp")
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         gate = None if self.gate is None else self.gate(x_BTD)
-        y = jax.checkpoint(self._activate)(self.up(x_BTD), gate)  # keeps what goes in, and nothing of the activation
+        # For the backward pass this keeps what goes into the activation, and not what comes out.
+        y = jax.checkpoint(self._activate)(self.up(x_BTD), gate)
         return self.down(constrain(y, "batch", "seq", "mlp"))
 
     def _activate(self, y_BTF: jax.Array, gate_BTF: jax.Array | None) -> jax.Array:

@@ -9,12 +9,11 @@ from difflib import get_close_matches
 from typing import Any
 
 from gptjax.errors import BadInput
-from gptjax.models.count import count
 from gptjax.models.gpt import GPTConfig
 
 
 @dataclass(frozen=True)
-class Row:
+class Published:
     """A published shape, its parameters in its paper's digits ("1.32B"), and why an exact count may differ."""
 
     name: str
@@ -24,7 +23,7 @@ class Row:
 
     @property
     def params(self) -> int:
-        return count(self.config).total
+        return self.config.cost(self.config.context).total
 
     @property
     def published_params(self) -> float:
@@ -46,17 +45,17 @@ class Row:
         return {"M": 1e6, "B": 1e9}[self.published[-1]]
 
 
-def _family(base: GPTConfig, columns: str, rows: Iterable[tuple[Any, ...]], reason: str = "") -> list[Row]:
+def _family(base: GPTConfig, columns: str, rows: Iterable[tuple[Any, ...]], reason: str = "") -> list[Published]:
     """Read a table whose rows are a name, a published count and the settings that `columns` names."""
     names = columns.split()
     return [
-        Row(name, replace(base, **dict(zip(names, settings, strict=True))), published, reason)
+        Published(name, replace(base, **dict(zip(names, settings, strict=True))), published, reason)
         for name, published, *settings in rows
     ]
 
 
 # Radford et al. 2018, section 4.1, with the count of Radford et al. 2019, Table 2.
-GPT1 = Row("gpt1", GPTConfig(vocab_size=40478, context=512, norm_place="post", scaled_residual=False), "117M")
+GPT1 = Published("gpt1", GPTConfig(vocab_size=40478, context=512, norm_place="post", scaled_residual=False), "117M")
 
 # Radford et al. 2019, Table 2, with heads of 64. The counts there have GPT-1's vocabulary (put in, it gives all four);
 # OpenAI has since called the models 124M, 355M, 774M and 1558M.

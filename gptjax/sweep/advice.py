@@ -10,8 +10,7 @@ from gptjax.errors import BadInput
 from gptjax.files import plain
 from gptjax.laws.hyper import evaluate
 from gptjax.laws.table import Runs, short
-from gptjax.models.count import count as shape_count
-from gptjax.models.presets import ROWS, Row
+from gptjax.models.presets import ROWS, Published
 from gptjax.sweep.rules import (
     deepseek_batch_tokens,
     deepseek_lr,
@@ -77,15 +76,15 @@ def advise(
     )
 
 
-def nearest_presets(params: float, rows: Iterable[Row] = ROWS) -> list[Row]:
+def nearest_presets(params: float, rows: Iterable[Published] = ROWS) -> list[Published]:
     """Give the three published shapes whose N is nearest by ratio; of shapes with one N, the first."""
     by_size = {row.params: row for row in reversed(list(rows))}
     return sorted(by_size.values(), key=lambda row: abs(np.log(row.params / params)))[:NEAREST]
 
 
-def layers_share(row: Row) -> float:
+def layers_share(row: Published) -> float:
     """Give the share of a shape's parameters that lies in its layers, not in vocabulary or positions."""
-    counted = shape_count(row.config)
+    counted = row.config.cost(row.config.context)
     return counted.non_embedding / counted.total
 
 

@@ -9,27 +9,27 @@ import time
 from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from gptjax import storage
 from gptjax.config import RunConfig, differs
 from gptjax.data.loader import open_stores
 from gptjax.errors import BadInput
-from gptjax.hosts import agree, is_first, preempted
-from gptjax.leases import Lease, Lost, confirm
-from gptjax.question import fingerprint
+from gptjax.fingerprint import fingerprint
+from gptjax.jobs import storage
+from gptjax.jobs.hosts import agree, is_first, preempted
+from gptjax.jobs.leases import Lease, confirm
+from gptjax.run.checkpoint import damage
+from gptjax.run.loop import PREEMPTED, Preempted, Run
+from gptjax.run.signals import catch_sigterm
 from gptjax.sweep.ledger import Ledger, Row
+from gptjax.sweep.pack import compile_ahead, train_together
 from gptjax.sweep.plan import Plan, PlannedRun
-from gptjax.train.checkpoint import damage
-from gptjax.train.loop import PREEMPTED, Preempted, compile_ahead, training
 from gptjax.train.optim import without_schedule
-from gptjax.train.pack import Run, advance
-from gptjax.train.signals import catch_sigterm
 
 Executor = Callable[[Plan, Path], None]
 POLL_SECONDS = 0.5
@@ -189,7 +189,7 @@ def work(
 ) -> None:
     """Take pending runs until none is left: branches of trunks trained here first, then the costliest.
 
-    They are taken one at a time, or up to `pack` small ones of one shape (train/pack.py). With `ahead`, what comes
+    They are taken one at a time, or up to `pack` small ones of one shape (sweep/pack.py). With `ahead`, what comes
     next is compiled meanwhile. With `only`, runs of other names are left alone. A run that another worker holds is
     waited for, and taken over when that one is gone; one that another took over while this process stood still is left
     to it. All processes of one job call this together; the first decides for all.
@@ -215,15 +215,18 @@ def work(
             time.sleep(POLL_SECONDS)
         return [run.name for run in taken] if queue.ready else None
 
+    compiling: Future[None] | None = None
     with catch_sigterm() as terminated, ThreadPoolExecutor(1) as compiler:
         while True:
+            if compiling and compiling.done():
+                compiling.result()  # an error in it is a bug of ours, and is raised
             with ExitStack() as held:
                 names = agree(partial(take, held))
                 if names is None:
                     return
                 if ahead and names and (coming := queue.next_besides(names)):
-                    compiler.submit(compile_ahead, coming.config)
-                advance([finish(runs[name], ledger, directory, terminated, leases.get(name)) for name in names])
+                    compiling = compiler.submit(compile_ahead, coming.config)
+                finish([runs[name] for name in names], ledger, directory, terminated, leases)
                 queue.ended(names)
             if preempted(terminated):
                 raise Preempted(PREEMPTED)
@@ -231,23 +234,46 @@ def work(
 
 def shape(config: RunConfig) -> Hashable:
     """What runs have in common that one compiled call may train: all but seed, schedule, horizon and beginning."""
-    ways = (config.accumulate, config.steps_per_call, config.mesh, config.rules)
+    ways = (config.execution, config.accumulate, config.steps_per_call, config.mesh, config.rules)
     return config.model, config.tune, without_schedule(config.optim), config.z_loss, config.batch, config.data, *ways
 
 
-def finish(run: PlannedRun, ledger: Ledger, directory: Path, terminated: list[int], lease: Lease | None) -> Run[None]:
-    """Train a run and write its row; the first process of the job holds its lease."""
-    c = run.config
-    facts = {"run": run.name, "role": run.role, "size": run.size, "budget": run.budget, "fingerprint": fingerprint(c)}
-    branch = c.init_from if c.first_step else None
-    if branch and damage(directory / "runs" / branch.run / "checkpoints", branch.step):
-        agree(partial(give_up, branch.run, facts, ledger))
-        return
-    with suppress(Lost):
-        result = yield from training(c, directory / "runs" / run.name, terminated, bar=False, lease=lease)
-        confirm(lease, directory / "runs" / run.name)
-        if is_first():
-            ledger.append({**facts, "batch": c.batch, "lr": c.optim.lr, "b2": c.optim.b2, **asdict(result)})
+def finish(
+    planned: list[PlannedRun], ledger: Ledger, directory: Path, terminated: list[int], leases: dict[str, Lease | None]
+) -> None:
+    """Train runs and write their rows; the first process of the job holds their leases."""
+    places = directory / "runs"
+    ready = [run for run in planned if not _lacks_its_trunk(run, ledger, directory)]
+    with ExitStack() as opened:
+        runs = [
+            opened.enter_context(Run(run.config, places / run.name, terminated, bar=False, lease=leases.get(run.name)))
+            for run in ready
+        ]
+
+        def write_row(i: int) -> None:
+            run, result, c = ready[i], runs[i].result, ready[i].config
+            assert result is not None
+            confirm(leases.get(run.name), places / run.name)
+            if is_first():
+                ledger.append({**_facts(run), "batch": c.batch, "lr": c.optim.lr, "b2": c.optim.b2, **asdict(result)})
+
+        train_together(runs, write_row)
+
+
+def _facts(run: PlannedRun) -> Row:
+    """Return what a run's row says of its place in the sweep."""
+    arm = {"arm": run.arm} if run.arm else {}
+    place = {"run": run.name, "role": run.role, "size": run.size, "budget": run.budget}
+    return {**place, "fingerprint": fingerprint(run.config), **arm}
+
+
+def _lacks_its_trunk(run: PlannedRun, ledger: Ledger, directory: Path) -> bool:
+    """Say whether a branch has no checkpoint to begin with; then it fails, or its trunk is trained anew."""
+    branch = run.config.init_from if run.config.first_step else None
+    if not branch or not damage(directory / "runs" / branch.run / "checkpoints", branch.step):
+        return False
+    agree(partial(give_up, branch.run, _facts(run), ledger))
+    return True
 
 
 def give_up(trunk: str, facts: Row, ledger: Ledger) -> None:

@@ -16,15 +16,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gptjax import hosts, leases
 from gptjax.config import RunConfig, from_file, load_config
 from gptjax.errors import BadInput
 from gptjax.files import parse_json
-from gptjax.storage import is_remote
+from gptjax.jobs import hosts, leases
+from gptjax.jobs.storage import is_remote
+from gptjax.run.checkpoint import sealed_steps
+from gptjax.run.result import Result
 from gptjax.sweep.ledger import Ledger, Row
 from gptjax.sweep.plan import Plan, PlannedRun
-from gptjax.train.checkpoint import sealed_steps
-from gptjax.train.result import Result
 
 LOOK_SECONDS = 1.0
 SPARE = 50  # looks take at most one part in so many of the time

@@ -8,21 +8,22 @@ anybody must reach: a sweep may be copied elsewhere and goes on.
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
-from gptjax import leases, storage
 from gptjax.config import from_json
 from gptjax.errors import BadInput
 from gptjax.files import parse_json
-from gptjax.train.result import Result
+from gptjax.jobs import leases, storage
+from gptjax.run.result import Result
 
 Row = dict[str, Any]
 
 
 OF_A_TRAINED_RUN = {"size", "budget", "batch", "lr", "b2"}  # a row says these, and the fields of the run's result
 RESULT = [field.name for field in fields(Result)]
+GAINED = {field.name: field.default for field in fields(Result) if field.default is not MISSING}  # old rows lack them
 
 
 def _checked(row: Any, path: Path) -> Row:
@@ -32,6 +33,7 @@ def _checked(row: Any, path: Path) -> Row:
         raise BadInput(f"{path} is not the row of a run; {remedy}")
     if row.get("status") == "failed" and "tokens" not in row and isinstance(row.get("reason"), str):
         return row  # its trunk failed
+    row = GAINED | row
     if missing := sorted({*OF_A_TRAINED_RUN, *RESULT} - row.keys()):
         raise BadInput(f"{path} has no {missing[0]}; {remedy}")
     try:

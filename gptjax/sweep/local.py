@@ -7,18 +7,22 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from gptjax.errors import BadInput, ending
-from gptjax.hosts import PREEMPTED, agree, several
-from gptjax.sharding import Layout, make_mesh
+from gptjax.config import from_json, load_own, own_files, to_json
+from gptjax.errors import BadInput, exit_code_of
+from gptjax.jobs.hosts import PREEMPTED, agree, several
+from gptjax.jobs.process import settle
+from gptjax.mesh import make_mesh
+from gptjax.run.checks import check_shapes
+from gptjax.run.signals import catch_sigterm, interrupted_gently
+from gptjax.sharding import Layout
 from gptjax.sweep.execute import POLL_SECONDS, begin, pending, work
 from gptjax.sweep.follow import followed
 from gptjax.sweep.ledger import Ledger
 from gptjax.sweep.plan import Plan
-from gptjax.train.checks import check_shapes
-from gptjax.train.signals import catch_sigterm, interrupted_gently
 
 
 def execute(plan: Plan, directory: Path, workers: int = 1, pack: int = 1) -> None:
@@ -49,7 +53,8 @@ def _share(plan: Plan, directory: Path, workers: int) -> None:
     """Have several processes do the work; exits as they do if any of it is left."""
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     spawn = multiprocessing.get_context("spawn")
-    processes = [spawn.Process(target=_worker, args=(plan, directory, cores[i::workers])) for i in range(workers)]
+    told = to_json(plan), own_files(), directory
+    processes = [spawn.Process(target=_worker, args=(*told, cores[i::workers])) for i in range(workers)]
     with catch_sigterm() as terminated:
         on_interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: a terminal's Ctrl-C is for the parent
         try:
@@ -72,8 +77,11 @@ def _share(plan: Plan, directory: Path, workers: int) -> None:
         sys.exit(next((code for code in (2, PREEMPTED) if code in codes), 1))
 
 
-def _worker(plan: Plan, directory: Path, cores: list[int]) -> None:
-    """Be one process of several: on its own cores, and gone when its parent is."""
+def _worker(plan: dict[str, Any], files: tuple[str, ...], directory: Path, cores: list[int]) -> None:
+    """Be one process of several: on its own cores, and gone when its parent is.
+
+    It gets the plan as JSON and loads the user's own families anew: their classes are of a file and of no package.
+    """
     if cores:
         os.sched_setaffinity(0, cores)
     parent = multiprocessing.parent_process()
@@ -85,8 +93,10 @@ def _worker(plan: Plan, directory: Path, cores: list[int]) -> None:
 
     threading.Thread(target=follow, daemon=True).start()
     try:
-        work(plan, directory)
+        settle()
+        load_own(files)
+        work(from_json(Plan, plan), directory)
     except (BadInput, OSError) as error:
-        code, line = ending(error) or (1, str(error))
+        code, line = exit_code_of(error) or (1, str(error))
         print(f"gptjax: {line}", file=sys.stderr)
         sys.exit(code)

@@ -23,20 +23,20 @@ from tqdm import tqdm
 from gptjax.data.loader import open_stores
 from gptjax.errors import BadInput
 from gptjax.files import read_json, write_file, write_json
-from gptjax.hosts import agree, is_first
+from gptjax.jobs.hosts import agree, is_first
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.coverage import affordable
 from gptjax.laws.predict import NoForecast, forecaster, predict, register, score
 from gptjax.laws.quote import as_text
 from gptjax.laws.report import write_report
 from gptjax.laws.table import Floats, read_runs
+from gptjax.run.initial_weights import with_resolved_origin
+from gptjax.run.loop import PREEMPTED
+from gptjax.run.metrics import read_metrics
+from gptjax.run.validation import WINDOWS, paired_errors, read_shares
 from gptjax.sweep.execute import Executor
 from gptjax.sweep.ledger import Ledger, Row
 from gptjax.sweep.plan import Plan, PlannedRun, SweepConfig, holdout_run, make_plan, short
-from gptjax.train.loop import PREEMPTED
-from gptjax.train.metrics import read_metrics
-from gptjax.train.origin import identified
-from gptjax.train.validation import WINDOWS, paired_errors, read_shares
 
 PER_DECADE, FEWEST_BINS = 30, 20  # of a thinned training curve
 
@@ -47,7 +47,7 @@ def run_sweep(sweep: SweepConfig, directory: Path, execute: Executor) -> Path:
     Where several processes are one job, all train and the first does everything else.
     """
     began = time.perf_counter()
-    sweep = replace(sweep, base=identified(sweep.base, directory / "runs" / "RUN"))
+    sweep = replace(sweep, base=with_resolved_origin(sweep.base, directory / "runs" / "RUN"))
     plan = make_plan(sweep)
     with told_if_interrupted(plan, directory):
         execute(plan, directory)
@@ -56,7 +56,7 @@ def run_sweep(sweep: SweepConfig, directory: Path, execute: Executor) -> Path:
             run = holdout_run(sweep, params)
             plan = replace(plan, runs=(*plan.runs, run))
             execute(plan, directory)
-            agree(partial(judge, run, directory))
+            agree(partial(score_holdout, run, directory))
             agree(partial(write_tables, plan, directory))
         agree(partial(publish, sweep, plan, directory, began))
     return directory / "report.html"
@@ -92,7 +92,7 @@ def foresee(sweep: SweepConfig, directory: Path) -> float | None:
     return read_json(path)["prediction"]["params"]
 
 
-def judge(run: PlannedRun, directory: Path) -> None:
+def score_holdout(run: PlannedRun, directory: Path) -> None:
     """Score the prediction, once, by the run that it was made for."""
     row = Ledger(directory).rows()[run.name]
     if row["status"] == "done" and not (directory / "prediction_score.json").is_file():
@@ -205,6 +205,7 @@ def table_row(row: Row, params: int, convention: str, paired: float | None = Non
     }
     keep = ("reason", "size", "budget", "seed", "steps", "batch", "lr", "b2", "epochs", "tokens_paid")
     facts |= {name: row[name] for name in keep}
+    facts |= {name: row[name] for name in ("arm", "objective") if name in row}
     facts |= {f"params_{group}": n for group, n in row["params"].items()}
     facts |= {f"flops_{name}": f * row["tokens"] for name, f in row["flops_per_token"].items()}
     facts |= {name: row[name] for name in ("seconds", "device", "fingerprint", "data_digest")}

@@ -16,9 +16,9 @@ from gptjax.config import InitFrom, RunConfig, from_file, to_json
 from gptjax.errors import BadInput
 from gptjax.fields import INFINITE, check_values, wrong
 from gptjax.files import write_json
-from gptjax.models.count import ParamCount, count, flops_per_token
-from gptjax.models.gpt import GPTConfig
-from gptjax.question import fingerprint
+from gptjax.fingerprint import fingerprint
+from gptjax.models.cost import Cost
+from gptjax.models.model import ModelConfig
 from gptjax.sweep.rules import Rule, always, params_of, warmup_of_params
 from gptjax.train.optim import cooldown_start
 
@@ -94,7 +94,7 @@ class SweepConfig:
 
     base: RunConfig  # what all runs share; the sweep sets model, rate, b2, warmup, batch, steps and seed
     sizes: tuple[Hashable, ...]  # each a name or a number that `shape` turns into a model, as a width
-    shape: Callable[[Any], GPTConfig]  # a function from a size to its model
+    shape: Callable[[Any], ModelConfig]  # a function from a size to its model
     lr: Rule  # peak learning rate: a number, or a function of N (parameters) and D (tokens)
     batch_tokens: Rule  # tokens a step: a number, or a function of N and D
     budgets: tuple[float, ...] = ()  # training FLOPs of the cells, counted by `convention`
@@ -104,7 +104,7 @@ class SweepConfig:
     lr_factors: tuple[float, ...] = (1.0,)  # train each cell at the rule's learning rate times each of these
     batch_factors: tuple[float, ...] = (1.0,)  # and at the rule's batch times each of these
     seeds: tuple[int, ...] = (0,)  # train each cell once for each seed
-    convention: str = "6n_total"  # how FLOPs are counted; gptjax/models/count.py lists the conventions
+    convention: str = "6n_total"  # how FLOPs are counted; gptjax/models/gpt_cost.py explains the conventions
     tokens_per_param: tuple[float, float] = (1.0, 1000.0)  # least and most D/N of a cell; others are removed
     min_steps: int = 50  # fewest steps of a cell; others are removed
     holdout: float = 0.0  # FLOPs of one larger run, predicted before it is trained; 0: there is none
@@ -113,6 +113,7 @@ class SweepConfig:
     workers: int = 1  # processes on this machine, each on its share of the cores
     pack: int = 8  # most runs of one shape that a process alone on its devices trains together; 1: each by itself
     title: str = ""  # of the report; empty: named after the corpus
+    arm: Callable[[Any], str] | None = None  # a function from a size to the arm it belongs to; null: there is one arm
 
     def __post_init__(self) -> None:
         for name in RULES:
@@ -133,12 +134,14 @@ class SweepConfig:
         for name in ("lr_factors", "batch_factors"):
             if not getattr(self, name):
                 raise BadInput(f"{name} = () must be one number or more, each above 0; 1 is the rule's own")
+        if self.arm and self.holdout:
+            raise BadInput("holdout: a sweep of several arms has a law for each and predicts no run; leave one out")
         if self.holdout and not self.holdout_sizes:
             raise BadInput("holdout needs holdout_sizes to choose its model from; give at least one size")
 
 
 @dataclass(frozen=True)
-class Factors:
+class Trial:
     """What multiplies the rules' rate and batch in one trial of a cell."""
 
     lr: float = 1.0
@@ -166,6 +169,7 @@ class PlannedRun:
     seconds: float  # predicted
     parent: str | None
     config: RunConfig
+    arm: str = ""  # which of several ladders a cell stands on
 
     def __post_init__(self) -> None:
         for name in (self.name, *([self.parent] if self.parent else [])):
@@ -213,10 +217,10 @@ def make_plan(sweep: SweepConfig) -> Plan:
             for budget in sized.budgets:
                 steps[budget], reason = _steps(sweep, sized, budget, batch)
                 if reason:
-                    removed.append(Removed(label(size) + Factors(batch=batch).suffix, budget, reason))
+                    removed.append(Removed(size_label(size) + Trial(batch=batch).suffix, budget, reason))
                     del steps[budget]
             for lr, seed in itertools.product(sweep.lr_factors, sweep.seeds):
-                runs += _runs_of_size(sweep, sized, seed, steps, Factors(lr, batch)) if steps else []
+                runs += _runs_of_size(sweep, sized, seed, steps, Trial(lr, batch)) if steps else []
     if not runs:
         raise BadInput(f"no cell is left: {removed[0].size} at {removed[0].budget:.3g} {removed[0].reason}")
     if twice := next((name for name, n in Counter(run.name for run in runs).items() if n > 1), None):
@@ -237,15 +241,17 @@ def holdout_run(sweep: SweepConfig, target_params: float) -> PlannedRun:
     allowed = [(sized, steps) for sized, steps, reason in found if not reason]
     if not allowed:
         sized, _, reason = found[0]
-        raise BadInput(f"no held-out run fits {short(sweep.holdout)} FLOPs: {label(sized.size)} {reason}")
+        raise BadInput(f"no held-out run fits {short(sweep.holdout)} FLOPs: {size_label(sized.size)} {reason}")
     sized, steps = min(allowed, key=lambda one: abs(math.log(one[0].params / target_params)))
-    config = _config(sweep, sized, sweep.seeds[0], steps, steps, sweep.holdout, Factors())
-    name = f"{label(sized.size)}-holdout-{short(sweep.holdout)}"
+    config = _config(sweep, sized, sweep.seeds[0], steps, steps, sweep.holdout, Trial())
+    name = f"{size_label(sized.size)}-holdout-{short(sweep.holdout)}"
     return _planned(sweep, name, "holdout", sized, sweep.holdout, config)
 
 
-def label(size: Hashable) -> str:
-    """Name a size: widths as d64, presets as they are."""
+def size_label(size: Hashable) -> str:
+    """Name a size: widths as d64, presets as they are, of several parts all joined by hyphens."""
+    if isinstance(size, tuple):
+        return "-".join(map(size_label, size))
     return f"d{size}" if isinstance(size, int) else str(size)
 
 
@@ -258,29 +264,32 @@ class Sized:
     """A size of a sweep as a model, with what follows from it: worked out once, however many its cells."""
 
     size: Hashable
-    model: GPTConfig
-    count: ParamCount
+    model: ModelConfig
+    cost: Cost
     flops_per_token: float  # under the sweep's convention
     budgets: tuple[float, ...]  # in order: the sweep's, or what its horizons cost
     horizon: float | None  # the budget whose D the rules see: the trunk's largest; None: each cell's own
+    arm: str = ""
 
     @staticmethod
     def of(sweep: SweepConfig, size: Any) -> "Sized":
         """Ask `shape` for a size; BadInput names the size if it gives no model, or one that cannot be."""
-        if not re.fullmatch(FILE_NAME, label(size)):
+        if not re.fullmatch(FILE_NAME, size_label(size)):
             raise BadInput(f"size {size!r} names files: it may not begin with a dot or hold / or line ends; rename it")
         model = _called(f"shape({size!r})", sweep.shape, size)
-        if not isinstance(model, GPTConfig):
-            raise BadInput(f"shape({size!r}) gives {model!r}; it must give a GPTConfig")
-        counted = count(model)
-        if not counted.total < INFINITE:
+        if not isinstance(model, ModelConfig):
+            raise BadInput(f"shape({size!r}) gives {model!r}; it must give a model's config, as GPTConfig")
+        cost = model.cost(model.context)
+        if not cost.total < INFINITE:
             raise BadInput(f"shape({size!r}) gives a model with more than {INFINITE:g} parameters; give a smaller size")
-        conventions = flops_per_token(model, model.context)
-        if sweep.convention not in conventions:
-            raise BadInput(f"convention {sweep.convention!r} is not one of {', '.join(conventions)}")
-        per_token = conventions[sweep.convention]
+        if sweep.convention not in cost.flops:
+            raise BadInput(f"convention {sweep.convention!r} is not one of {', '.join(cost.flops)}")
+        per_token = cost.flops[sweep.convention]
         budgets = tuple(sorted(sweep.budgets or (tokens * per_token for tokens in sweep.horizons)))
-        sized = Sized(size, model, counted, per_token, budgets, None)
+        arm = _called(f"arm({size!r})", sweep.arm, size) if sweep.arm else ""
+        if not isinstance(arm, str):
+            raise BadInput(f"arm({size!r}) gives {arm!r}; it must give the name of an arm, as 'lstm'")
+        sized = Sized(size, model, cost, per_token, budgets, None, arm)
         if sweep.base.optim.schedule != "wsd":
             return sized
         low, high = sweep.tokens_per_param
@@ -288,7 +297,7 @@ class Sized:
 
     @property
     def params(self) -> int:
-        return self.count.total
+        return self.cost.total
 
     def ratio(self, budget: float) -> float:
         """Return the tokens per parameter that a budget buys."""
@@ -297,8 +306,8 @@ class Sized:
     def ask(self, sweep: SweepConfig, name: str, budget: float) -> float:
         """Ask a rule of the sweep for this size; BadInput says which rule gave what where if it is no such number."""
         rule: Rule = getattr(sweep, name)
-        n, d = params_of(rule, self.count), (self.horizon or budget) / self.flops_per_token
-        where = f"at size {label(self.size)} (N = {n:,}, D = {d:.4g})"
+        n, d = params_of(rule, self.cost), (self.horizon or budget) / self.flops_per_token
+        where = f"at size {size_label(self.size)} (N = {n:,}, D = {d:.4g})"
         value = _called(f"{name} {where}", rule, n, d)
         if wrong(value, float) or value not in RULES[name]:
             raise BadInput(f"{name} gives {value!r} {where} and must give {RULES[name].words}; set another {name}")
@@ -347,7 +356,7 @@ def _steps(sweep: SweepConfig, sized: Sized, budget: float, batch_factor: float 
 
 
 def _config(
-    sweep: SweepConfig, sized: Sized, seed: int, steps: int, shortest: int, budget: float, factors: Factors
+    sweep: SweepConfig, sized: Sized, seed: int, steps: int, shortest: int, budget: float, factors: Trial
 ) -> RunConfig:
     """Fill the base run in for a cell; its warmup ends in the first tenth of the `shortest` run that shares it."""
     base, batch = sweep.base, _batch(sweep, sized, budget, factors.batch)
@@ -363,7 +372,7 @@ def _config(
 
 
 def _runs_of_size(
-    sweep: SweepConfig, sized: Sized, seed: int, steps: dict[float, int], factors: Factors
+    sweep: SweepConfig, sized: Sized, seed: int, steps: dict[float, int], factors: Trial
 ) -> list[PlannedRun]:
     suffix = factors.suffix + (f"-s{seed}" if seed != sweep.seeds[0] else "")
     branching = sweep.base.optim.schedule == "wsd"
@@ -380,12 +389,12 @@ def _runs_of_size(
             save=replace(sweep.base.save, at=starts),
         )
         branches = f"{zlib.crc32(repr(starts).encode()):08x}"[:4]  # a trunk with other branches is another trunk
-        parent = f"{label(sized.size)}-trunk-{branches}{suffix}"
+        parent = f"{size_label(sized.size)}-trunk-{branches}{suffix}"
         runs.append(_planned(sweep, parent, "trunk", sized, largest, trunk))
         of = fingerprint(replace(trunk, steps=1))
         configs = {b: replace(c, init_from=InitFrom(parent, branch_step(c), of)) for b, c in configs.items()}
     for budget, config in configs.items():
-        name = f"{label(sized.size)}-{short(budget)}{suffix}"
+        name = f"{size_label(sized.size)}-{short(budget)}{suffix}"
         runs.append(_planned(sweep, name, "cell", sized, budget, config, parent))
     return runs
 
@@ -410,7 +419,7 @@ def _planned(
     return PlannedRun(
         name,
         role,
-        label(sized.size),
+        size_label(sized.size),
         budget,
         sized.params,
         tokens,
@@ -419,6 +428,7 @@ def _planned(
         sweep.speed.seconds(paid, own),
         parent,
         config,
+        sized.arm,
     )
 
 

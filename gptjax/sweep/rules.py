@@ -5,7 +5,7 @@ N counts all parameters, unless the rule is marked `of_layers`: then a sweep giv
 
 from collections.abc import Callable
 
-from gptjax.models.count import ParamCount
+from gptjax.models.cost import Cost
 
 Rule = Callable[[float, float], float]
 
@@ -16,9 +16,9 @@ def of_layers(rule: Rule) -> Rule:
     return rule
 
 
-def params_of(rule: Rule, count: ParamCount) -> int:
+def params_of(rule: Rule, cost: Cost) -> int:
     """Return the N of a model that a rule is to be given."""
-    return int(getattr(count, getattr(rule, "params", "total")))
+    return int(getattr(cost, getattr(rule, "params", "total")))
 
 
 def always(value: float) -> Rule:

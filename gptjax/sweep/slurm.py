@@ -19,16 +19,18 @@ import submitit
 from submitit.core.utils import DelayedSubmission, FailedJobError, JobPaths, pickle_load
 from tqdm import tqdm
 
+from gptjax.config import load_own, own_files
 from gptjax.errors import BadInput
 from gptjax.files import read_json, write_json
-from gptjax.hosts import join, together
-from gptjax.leases import hold
-from gptjax.storage import is_remote
+from gptjax.jobs.hosts import join_job, together
+from gptjax.jobs.leases import hold
+from gptjax.jobs.process import settle
+from gptjax.jobs.storage import is_remote
+from gptjax.run.loop import Preempted
 from gptjax.sweep.execute import begin, pending, work
 from gptjax.sweep.follow import followed
 from gptjax.sweep.ledger import Ledger
 from gptjax.sweep.plan import Plan, PlannedRun
-from gptjax.train.loop import Preempted
 
 TAIL = 12  # lines of a failed job's stderr that are shown
 GONE = "GONE"  # what SLURM does not remember any more
@@ -68,16 +70,19 @@ class Job:
 
     directory: Path
     run: str
+    files: tuple[str, ...] = ()  # of the user's own families
 
     def __call__(self) -> str | None:
         notice = getattr(signal, f"SIG{submitit.JobEnvironment.USR_SIG}")
         # submitit's handler would end the process at once: the loop shall see SIGTERM instead, and save first
         requeue = signal.signal(notice, lambda number, frame: signal.raise_signal(signal.SIGTERM))
         assert callable(requeue)
+        settle()
+        load_own(self.files)
         plan = Plan.load(self.directory / "plan.json")
         parent = {run.name: run.parent for run in plan.runs}.get(self.run)
         try:
-            join()
+            join_job()
             with together():
                 work(plan, self.directory, only={self.run, *([parent] if parent else [])})
         except BadInput as error:
@@ -110,7 +115,7 @@ def execute(plan: Plan, directory: Path, resources: Resources) -> None:
     if states() is None:
         raise BadInput("squeue cannot reach SLURM's controller; see what squeue says, or use --executor local")
     ledger = begin(plan, directory)
-    queue = Queue(plan, ledger, directory.absolute(), resources)
+    queue = JobQueue(plan, ledger, directory.absolute(), resources)
     with followed(plan, ledger, directory):
         try:
             while pending(plan, ledger):
@@ -126,7 +131,7 @@ def execute(plan: Plan, directory: Path, resources: Resources) -> None:
         sys.exit(max(queue.failed.values()))
 
 
-class Queue:
+class JobQueue:
     """The jobs of a sweep, and what this process has seen of them."""
 
     def __init__(self, plan: Plan, ledger: Ledger, directory: Path, resources: Resources) -> None:
@@ -192,7 +197,7 @@ class Queue:
         )
         try:
             with executor.batch():
-                sent = [executor.submit(Job(self.directory, run.name)) for run in runs]
+                sent = [executor.submit(Job(self.directory, run.name, own_files())) for run in runs]
         except FailedJobError as error:
             lines = str(error).strip().splitlines() or ["sbatch failed"]
             raise BadInput(f"{lines[-1]}; see --resource for what a job may ask for") from None

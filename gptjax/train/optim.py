@@ -13,9 +13,9 @@ from optax.contrib import MuonDimensionNumbers
 
 from gptjax.errors import BadInput
 from gptjax.fields import check_values
-from gptjax.models.gpt import GPTConfig
-from gptjax.params import Axes, Params, map_axes
-from gptjax.train.mup import is_hidden, transfer
+from gptjax.models.model import Scales
+from gptjax.params import Axes, Params, is_hidden, map_axes, sides
+from gptjax.train.mup import transferred
 
 
 @dataclass(frozen=True)
@@ -84,27 +84,21 @@ def without_schedule(config: OptimConfig) -> OptimConfig:
 
 
 def decays(axes: Axes) -> bool:
-    """Say whether a weight decays: matrices that read or write the embedding, and adapters; not norms and biases."""
-    inner = [axis for axis in axes if axis != "layers"]
-    return len(inner) > 1 and ("embed" in inner or "lora" in inner)
+    """Say whether a weight decays: matrices, tables and adapters; not norms and biases."""
+    return len(sides(axes)) == 2
 
 
 def _muon_matrix(axes: Axes) -> MuonDimensionNumbers | None:
-    """Give the matrix that Muon orthogonalises in a layer's weight; None leaves the weight to AdamW."""
-    if not is_hidden(axes):
-        return None
-    others = tuple(i for i, axis in enumerate(axes) if axis not in ("layers", "embed"))
-    embed = (axes.index("embed"),)
-    writes = axes[-1] == "embed"
-    return MuonDimensionNumbers(reduction_axis=others if writes else embed, output_axis=embed if writes else others)
+    """Give the matrix that Muon orthogonalises, each layer's and each expert's; None leaves the weight to AdamW."""
+    return MuonDimensionNumbers(*sides(axes)) if is_hidden(axes) else None
 
 
-def make_optimizer(config: OptimConfig, axes: Params, model: GPTConfig | None = None) -> optax.GradientTransformation:
+def make_optimizer(config: OptimConfig, axes: Params, scales: Scales | None = None) -> optax.GradientTransformation:
     """Build the optimizer at a learning rate of one; `axes` decides what decays and what Muon takes.
 
-    Decay is decoupled (Loshchilov & Hutter 2019): weight_decay times the learning rate, whatever the optimizer. A
-    `model` with mup_width or mup_depth gives each weight its share of rate, eps and decay. Raises BadInput where the
-    optimizer has no rule for that.
+    Decay is decoupled (Loshchilov & Hutter 2019): weight_decay times the learning rate, whatever the optimizer. With
+    `scales`, each weight has its share of rate, eps and decay (train/mup.py). Raises BadInput where the optimizer has
+    no rule for that.
     """
     c = config
     if c.name == "adamw":
@@ -125,6 +119,6 @@ def make_optimizer(config: OptimConfig, axes: Params, model: GPTConfig | None = 
         )
     decay = optax.add_decayed_weights(-c.weight_decay, map_axes(decays, axes))
     clip = optax.clip_by_global_norm(c.clip) if c.clip else optax.identity()
-    if model and (model.mup_width or model.mup_depth):
-        return optax.chain(clip, transfer(tx, decay, axes, model, c.name))
+    if scales:
+        return optax.chain(clip, transferred(tx, decay, axes, scales, c.name))
     return optax.chain(clip, tx, decay)

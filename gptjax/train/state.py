@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gptjax.params import Model, Params, divide
+from gptjax.models.model import Model
+from gptjax.params import Params, divide
 from gptjax.sharding import Layout
 
 
