@@ -10,7 +10,8 @@ from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.corpora import markov_entropy
 from gptjax.data.loader import DataConfig, Source
 from gptjax.laws import coverage as laws
-from gptjax.laws.forms import BESIROGLU_2024, ChinchillaLaw
+from gptjax.laws.forms import ChinchillaLaw
+from gptjax.laws.published import BESIROGLU_2024
 from gptjax.laws.simulate import ladder
 from gptjax.models.gpt import GPTConfig
 from gptjax.train.loop import train
@@ -73,7 +74,7 @@ def describe(result: Json) -> str:
     """Lay the findings out for a terminal."""
     lines = []
     for name, entry in result["laws"].items():
-        truth = next(iter(entry["approaches"].values()))["truth"]
+        truth = next(iter(entry["approaches"].values())).truth
         lines += [f"{name}: {entry['runs']} runs, {entry['noise']:.1%} noise, a = {truth:.4f}"]
         lines += [laws.describe(entry["approaches"]), ""]
     m = result["markov"]

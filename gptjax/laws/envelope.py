@@ -40,6 +40,8 @@ class Envelope(Fit):
     without its edges and its points before the last 15 % of a run, and there are no changes.
     """
 
+    approach = "envelope"
+
     method: Method
     frontier: Frontier
     changes: Frontier

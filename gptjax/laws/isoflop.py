@@ -61,6 +61,8 @@ class Isoflop(Fit):
     the noise of the evaluation.
     """
 
+    approach = "isoflop"
+
     interp: Interp
     window: int
     budgets: tuple[Budget, ...]
