@@ -166,6 +166,25 @@ def test_the_report_draws_it_and_the_command_line_forecasts_with_it(tmp_path, kn
     assert read_forecaster(str(tmp_path)).held == {"annealing": 0.5}
 
 
+def test_the_file_of_the_documentation_is_fitted_from_the_command_line(tmp_path, capsys):
+    before = dict(FORMS)
+    page = (Path(__file__).parents[1] / "docs" / "laws.md").read_text()
+    (tmp_path / "own.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    write(tmp_path / "runs.csv", planted())
+    law, form = tmp_path / "law.json", str(tmp_path / "own.py")
+    main(["fit", str(tmp_path / "runs.csv"), "--form", form, "--bootstrap", "50", "--json", str(law)])
+    assert "K 0." in capsys.readouterr().out and json.loads(law.read_text())["settings"]["form"] == "annealed"
+    FORMS.clear()
+    FORMS.update(before)
+    with pytest.raises(SystemExit):
+        main(["predict", str(law), "--flops", "1e13"])
+    assert "form 'annealed' is not known" in capsys.readouterr().err
+    main(["predict", str(law), "--form", form, "--flops", "1e13"])
+    assert "annealing = 0.5" in capsys.readouterr().out
+    FORMS.clear()
+    FORMS.update(before)
+
+
 def test_a_form_that_is_not_known_or_has_no_optimum_is_one_line():
     with pytest.raises(BadInput, match="form 'cubic' is not known; use one of chinchilla;"):
         Choices(form="cubic")

@@ -2,11 +2,14 @@
 
 import copy
 import json
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from gptjax.cli import main
 from gptjax.errors import BadInput
 from gptjax.files import write_json
 from gptjax.laws import predict
@@ -16,6 +19,7 @@ from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.record import Analysis, ParametricFound, read_law
 from gptjax.laws.simulate import ladder, simulate
 
+ROOT = Path(__file__).parents[1]
 LAW = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)
 RUNS = simulate(LAW, *ladder(LAW, (1e11, 3e11, 1e12, 3e12)), noise=0.004, seed=0)
 
@@ -84,3 +88,15 @@ def test_a_bug_of_ours_is_not_told_as_a_mistake_of_the_users(content, tmp_path, 
     monkeypatch.setattr(predict, "PowerLaw", lambda *_: {}["a bug"])
     with pytest.raises(KeyError):
         predict.read_forecaster(str(tmp_path))
+
+
+def test_the_page_of_keys_is_of_today_and_lists_every_key(content, capsys):
+    main(["keys"])
+    page = capsys.readouterr().out
+    assert page == (ROOT / "docs" / "law.json.md").read_text(), "gptjax keys > docs/law.json.md writes it"
+    listed = set(re.findall(r"^\| `(\w+)` ", page, re.MULTILINE))
+    assert not [
+        line for line in page.splitlines() if line.startswith("| `") and line.endswith("|  |")
+    ]  # each is explained
+    beside = {f"{name}{end}" for name in ("A", "B", "E", "alpha", "beta") for end in ("", "_se", "_interval")}
+    assert set(content) | set(content["approaches"]["parametric"]) | set(content["choices"][0]) <= listed | beside

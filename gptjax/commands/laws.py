@@ -1,4 +1,4 @@
-"""The verbs of laws: fit, report, predict, score, plan, selftest."""
+"""The verbs of laws: fit, report, predict, score, plan, keys, selftest."""
 
 import argparse
 import sys
@@ -67,10 +67,18 @@ def add(verb: Verb) -> None:
     plan.add_argument("--noise", type=float, help="sd of one run's log loss (default: the law's, else .01)")
     plan.add_argument("--json", type=Path, metavar="FILE")
 
+    verb("keys", run_keys, "list every key of law.json, as docs/law.json.md does")
+
     test = verb("selftest", run_selftest, "recover planted laws and a known entropy")
     test.add_argument("--sweeps", type=int, default=50, help="simulated sweeps per law (default: %(default)s)")
     test.add_argument("--steps", type=int, default=400, help="steps of the Markov run (default: %(default)s)")
     test.add_argument("--json", type=Path, metavar="FILE")
+
+
+def run_keys(args: argparse.Namespace) -> None:
+    from gptjax.commands.listing import keys_as_markdown
+
+    print(keys_as_markdown(), end="")
 
 
 def with_choices(sub: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """What a fit gives, typed: law.json is this, and docs/law.json.md is made of the comments here.
 
-`gptjax fit --keys` writes that page. N is parameters, D tokens, C FLOPs, N* and D* the compute-optimal ones.
+`gptjax keys` writes that page. N is parameters, D tokens, C FLOPs, N* and D* the compute-optimal ones.
 """
 
 from collections.abc import Mapping
@@ -28,10 +28,10 @@ class Band:
     """N* and D* along C, with 95 % intervals."""
 
     C: list[float]  # 60 budgets, from the least to 10 times the largest
-    N: list[float]  # N* at each
-    D: list[float]  # D* at each
-    N_interval: list[Ends] | None  # 95 % interval of each N*; null without draws enough
-    D_interval: list[Ends] | None  # 95 % interval of each D*
+    N: list[float]  # N* at each budget
+    D: list[float]  # D* at each budget
+    N_interval: list[Ends] | None  # 95 % interval of each N*; null where there are too few draws
+    D_interval: list[Ends] | None  # 95 % interval of each D*; null likewise
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Resampling:
     failed_share: float  # share of the draws that gave no law
     noise: float | None  # standard deviation of the noise of one loss, in nats (parametric: of log loss)
     noise_from: str  # what it was taken from: parabolas, law, evaluation; empty where unknown
-    bias: float | None  # of a, that was taken off the draws; null where none was
+    bias: float | None  # bias of a that was taken off the draws; null where none was
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,19 @@ class Found:
     status: Status  # ok, refused, or degenerate: a law that says nothing, and is no basis for a forecast
     reasons: list[str]  # why, with what to add
     a: float | None  # exponent of N* in C
-    a_interval: Ends | None  # 95 %; null where over half of the draws gave no law, or there were fewer than 40
+    a_interval: (
+        Ends | None
+    )  # 95 % interval of a; null where over half of the draws gave no law, or there were fewer than 40
     b: float | None  # exponent of D* in C
-    b_interval: Ends | None  # 95 %
-    N_coef: float | None  # N* = N_coef C^a
-    D_coef: float | None  # D* = D_coef C^b
+    b_interval: Ends | None  # 95 % interval of b; null likewise
+    N_coef: float | None  # coefficient: N* = N_coef C^a
+    D_coef: float | None  # coefficient: D* = D_coef C^b
     band: Band | None  # N* and D* along C; null where there is no law
     interval: Resampling  # how the intervals were made
     draws: Lines  # N* and D* of each draw that gave a law
     used: list[str]  # runs that carry the fit
     dropped: list[Dropped]  # runs left out of it, and why
-    design_bias: DesignBias | None = None  # where the parametric law is ok; null for that one itself
+    design_bias: DesignBias | None = None  # what the approach misses at these rows; null where no parametric law is ok
 
     @property
     def budgets_kept(self) -> int:
@@ -111,7 +113,7 @@ class FoundBudget:
 
 @dataclass(frozen=True, kw_only=True)
 class IsoflopFound(Found):
-    """Approach 2."""
+    """Approach 2: the minimum of loss over N at each budget."""
 
     a_se: float | None  # standard error of a by the regression
     budgets: list[FoundBudget]  # every budget, from the least
@@ -133,12 +135,12 @@ class Points:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvelopeFound(Found):
-    """Approach 1."""
+    """Approach 1: the least loss at each compute."""
 
     method: str  # finished runs, or training curves
     edge_share: float | None  # share of the frontier where the best size is the least or the largest tried
     run_share: list[float]  # how far through its run each point of the frontier lies
-    frontier: Points  # every tenth point of it
+    frontier: Points  # the least loss along C, every tenth point
     changes: Points  # where the best size changes; empty from training curves
 
 
@@ -146,27 +148,29 @@ class EnvelopeFound(Found):
 class Coefficient:
     """One coefficient of a law."""
 
-    value: float | None  # null where the fit was refused
+    value: float | None  # the estimate; null where the fit was refused
     se: float | None  # standard deviation over the draws
-    interval: Ends | None  # 95 % of the draws
+    interval: Ends | None  # the middle 95 % of the draws
 
 
 @dataclass(frozen=True)
 class Profile:
     """The least objective at each value of one coefficient, all others free."""
 
-    values: list[float]  # values held
-    rise: list[float]  # of the objective above its minimum; at 1 ends the 95 % interval
-    interval: tuple[float | None, float | None]  # its ends; null where the rise stays below 1 on that side
+    values: list[float]  # values at which the coefficient is held
+    rise: list[float]  # how far the objective rises above its minimum; 1 ends the 95 % interval
+    interval: tuple[
+        float | None, float | None
+    ]  # the ends of that interval; null where the rise stays below 1 on that side
 
 
 @dataclass(frozen=True)
 class Influence:
     """What the fit becomes without one size, or one row."""
 
-    left_out: list[Any]  # what: N of a size, or the name of a run
-    a: list[float]  # a without each
-    E: list[float]  # E without each
+    left_out: list[Any]  # what is left out: the N of a size, or the name of a run
+    a: list[float]  # the exponent a without each
+    E: list[float]  # the floor E without each
     a_se: float  # the jackknife's standard error of a; too wide where single rows have much leverage
 
 
@@ -175,28 +179,28 @@ class Subsample:
     """Fits to 80 % of the rows, for comparison with Hoffmann et al. 2022, Table 2, only."""
 
     a_interval_80: Ends  # 80 % interval of a: half as wide as it claims
-    draws: int  # subsamples
+    draws: int  # how many subsamples
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParametricFound(Found):
-    """Approach 3. Its coefficients also stand beside these keys, each as NAME, NAME_se and NAME_interval."""
+    """Approach 3: a law of the loss. Its coefficients also stand as keys NAME, NAME_se and NAME_interval."""
 
     form: str  # name of the form of the law
-    columns: list[str]  # of the table, that the law reads
-    held: dict[str, float]  # value at which optima and forecasts hold each column besides N and D: its median
-    coefficients: dict[str, Coefficient]  # by name, in the order of the form
+    columns: list[str]  # the columns of the table that the law reads
+    held: dict[str, float]  # each column of the law besides N and D, and its median, at which optima hold it
+    coefficients: dict[str, Coefficient]  # each coefficient of the law, in the order of the form
     theta: list[float] | None  # the coefficients as they are fitted: logarithms of those that are positive
     theta_draws: list[list[float]]  # theta of each draw
     a_se: float | None  # standard deviation of a over the draws
-    profile: dict[str, Profile] | None  # by coefficient, and of a
-    influence: dict[str, Influence] | None  # without each `size`, and each `row`
+    profile: dict[str, Profile] | None  # a profile of each coefficient, and of a where the form allows
+    influence: dict[str, Influence] | None  # the fit without each size (key `size`) and without each row (key `row`)
     subsample: Subsample | None  # fits to 80 % of the rows
-    estimator: str  # huber, lad, lsq-log or lsq
-    delta: float  # of huber
-    objective: float | None  # the least sum; null where the fit was refused
-    starts: int  # from which it was sought
-    share_at_best: float | None  # share of them that reached the best
+    estimator: str  # how errors are weighed: huber, lad, lsq-log or lsq, as in settings.loss
+    delta: float  # where the Huber loss turns from squares to absolute errors
+    objective: float | None  # the least sum of weighed errors; null where the fit was refused
+    starts: int  # how many starts the fit was sought from
+    share_at_best: float | None  # share of the starts that reached the least sum
     errors: list[float]  # log predicted - log measured, a row each
     noise: float | None  # standard deviation of one run's log loss about the law
 
@@ -227,13 +231,13 @@ class ParametricFound(Found):
 class Choice:
     """One approach under one choice that could have been made."""
 
-    approach: str  # which
+    approach: str  # the approach
     choice: str  # what was chosen otherwise
-    rows: int  # that carry the fit
-    status: Status  # as of an approach
+    rows: int  # how many rows carry the fit
+    status: Status  # as in approaches.NAME
     reason: str  # why it is not ok
     a: float | None  # exponent of N*
-    a_interval: Ends | None  # 95 %, of 200 draws
+    a_interval: Ends | None  # its 95 % interval, of 200 draws
     N_beyond: float | None  # N* at 10 times the largest budget, where N and C count as chosen
 
 
@@ -242,29 +246,29 @@ class FittedForm:
     """One form of the law, by least squares of log loss."""
 
     form: str  # its name
-    status: Status  # as of an approach
+    status: Status  # as in approaches.NAME
     coefficients: dict[str, float] | None  # null where it was refused
     aicc: float | None  # Akaike's criterion, corrected for few rows, above that of the best form
     rmse: float | None  # root mean square of log predicted - log measured
-    cut: float  # FLOPs
-    rmse_beyond: float | None = None  # rmse beyond the cut, of the form fitted to the rows below it
+    cut: float  # the FLOPs that part the rows for rmse_beyond
+    rmse_beyond: float | None = None  # the same of the rows beyond the cut, by the form fitted to those below
 
 
 @dataclass(frozen=True)
 class Cut:
     """The law of the runs up to a compute, scored on those beyond 3 times it."""
 
-    max_flops: float  # the compute
-    rows: int  # up to it
-    rows_beyond: int  # beyond 3 times it
+    max_flops: float  # the compute up to which runs are fitted
+    rows: int  # how many those are
+    rows_beyond: int  # how many runs lie beyond 3 times that compute
     status: Status  # of the parametric fit
     reason: str  # why it is not ok
-    rmse: float | None  # of log loss, beyond
-    bias: float | None  # mean of log predicted - log measured, beyond
+    rmse: float | None  # root mean square of log predicted - log measured of the runs beyond
+    bias: float | None  # mean of log predicted - log measured of the runs beyond
     isoflop_a: float | None  # a by isoFLOP
     parametric_a: float | None  # a by the parametric fit
     isoflop_N_ratio: float | None  # N* at the largest budget over that of all rows, by isoFLOP
-    parametric_N_ratio: float | None  # the same by the parametric fit
+    parametric_N_ratio: float | None  # the same ratio by the parametric fit
 
 
 @dataclass(frozen=True)
@@ -306,7 +310,7 @@ class Analysis:
     ranges: dict[str, Ends]  # least and largest N, D, D/N, C and loss
     settings: Choices  # every choice, the seed included
     evaluation: Evaluation  # the noise of the evaluation
-    approaches: dict[str, Found]  # by name
+    approaches: dict[str, Found]  # what each approach gives: envelope, isoflop, parametric
     hyper: dict[str, Any] | None = field(default=None, metadata=OMITTED)  # laws of learning rate and batch; see laws.md
     choices: list[Choice] | None = field(default=None, metadata=OMITTED)  # the exponent under other choices
     forms: list[FittedForm] | None = field(default=None, metadata=OMITTED)  # other forms of the law on the same rows

@@ -54,8 +54,8 @@ TINY = 1e4  # parameters: no language model is smaller
 class Dropped:
     """A row, or a group of rows, that a fit does not use, and why."""
 
-    run: str
-    reason: str
+    run: str  # its name
+    reason: str  # why it is not used
 
 
 @dataclass(frozen=True)
