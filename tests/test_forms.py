@@ -103,3 +103,11 @@ def test_the_closed_sensitivity_is_the_differentiated_one():
     n, d = np.geomspace(1e6, 1e11, 7), np.geomspace(1e8, 1e13, 7)
     by_jax = slopes_at(CHINCHILLA, BESIROGLU_2024.theta, np.log([n, d]))
     assert BESIROGLU_2024.sensitivity(n, d) == pytest.approx(by_jax, rel=1e-12)
+
+
+@pytest.mark.parametrize("form", [CHINCHILLA, TIED, KAPLAN], ids=lambda form: form.name)
+def test_coefficients_beyond_all_numbers_have_no_optimum_and_raise_nothing(form):
+    rng = np.random.default_rng(0)
+    wild = np.concatenate([rng.normal(0, 10.0**k, (60, form.starts.shape[1])) for k in range(5)])
+    found = form.optima(wild, (1e18, 1e21), {})
+    assert found.shape == (300, 2, 2) and np.isnan(found[:, 0, 0]).any() and np.isfinite(found[:, 0, 0]).any()

@@ -18,7 +18,7 @@ from gptjax.laws.published import BESIROGLU_2024 as LAW
 from gptjax.laws.record import Analysis
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.table import PAIRED, Runs
-from gptjax.laws.uncertainty import WIDE, Draws, Noise, judged, noise_of_one
+from gptjax.laws.uncertainty import SAYS_NOTHING, Draws, Noise, judged, noise_of_one
 from gptjax.train.validation import paired_errors
 
 GRID = ladder(LAW, np.geomspace(6e18, 3e21, 5))
@@ -75,7 +75,7 @@ def test_no_fit_is_ok_whose_interval_excludes_its_estimate_or_says_nothing():
                     continue
                 for name in "ab":
                     low, high = getattr(found, f"{name}_interval")
-                    assert low <= getattr(found, name) <= high < low + WIDE
+                    assert low <= getattr(found, name) <= high < low + SAYS_NOTHING
     assert statuses == {"ok", "degenerate", "refused"}
 
 

@@ -196,3 +196,10 @@ def test_a_column_of_the_recipe_that_a_form_reads_makes_cells_of_its_own():
     runs = simulate(PLANTED, np.repeat(N, 2), np.repeat(D, 2), noise=0, seed=0,
                     extra={"annealing": np.zeros(2 * len(N)), "batch": np.tile([8.0, 16.0], len(N))})  # fmt: skip
     assert len(runs.tuned()) == len(N) and len(runs.tuned(("batch",))) == 2 * len(N)
+
+
+def test_a_draw_that_went_astray_has_no_optimum_and_raises_nothing():
+    rng = np.random.default_rng(0)
+    wild = np.concatenate([rng.normal(0, 10.0**k, (40, 6)) for k in range(5)])
+    found = ANNEALED.optima(np.vstack([PLANTED.theta, wild]), (1e11, 3e12), {"annealing": 0.5})
+    assert np.isnan(found).any() and found[0, :, 1] == pytest.approx([0.42 / 0.79, 0.37 / 0.79], abs=1e-6)

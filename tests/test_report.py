@@ -156,7 +156,7 @@ def test_a_degenerate_law_says_so_on_every_figure_of_it(runs, law):
         lambda law: plot.prediction_against_outcome(rows, law, said, None),
         lambda law: plot_doubt.bootstrap_clouds(law, narrow=True),
         lambda law: plot_doubt.profiles(law),
-        lambda law: plot_doubt.influence(rows, law),
+        lambda law: plot_doubt.influence_of_each(rows, law),
     ):
         assert "degenerate" in words(draw(typed(bad))) and "degenerate" not in words(draw(typed(law)))
     assert "isoFLOP (refused)" in words(plot.optimum_against_compute(rows, typed(bad), None))

@@ -10,7 +10,8 @@ from gptjax.commands.given import Verb, directory, existing, load, tables_of, us
 from gptjax.errors import BadInput
 
 if TYPE_CHECKING:
-    from gptjax.laws.record import Found
+    from gptjax.laws.record import Analysis, Found
+    from gptjax.laws.table import Runs
 
 
 def add(verb: Verb) -> None:
@@ -18,6 +19,8 @@ def add(verb: Verb) -> None:
     fit.add_argument("table", type=directory, metavar="TABLE|DIR", help="CSV or parquet, or a sweep")
     fit.add_argument("--approach", default="all", metavar="NAME", help="envelope, isoflop, parametric or all")
     fit.add_argument("--coverage", type=int, default=0, metavar="N", help="sweeps simulated to test the intervals")
+    fit.add_argument("--by", default="", metavar="COLUMN", help="fit the rows of each value apart, and compare them")
+    fit.add_argument("--figure", type=Path, metavar="FILE", help="with --by: draw loss against compute by arm (.png)")
     fit.add_argument("--curves", type=Path, metavar="FILE", help="training curves for the envelope, as in curves.csv")
     with_choices(fit)
     fit.add_argument("--json", type=Path, metavar="FILE")
@@ -111,10 +114,9 @@ def run_fit(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from gptjax.files import write_json
-    from gptjax.laws import coverage
     from gptjax.laws.analysis import fit_all, require_law
     from gptjax.laws.approaches import BY_NAME
-    from gptjax.laws.quote import as_text, quote, read_forecast
+    from gptjax.laws.quote import quote, read_forecast
     from gptjax.laws.table import read_curves, read_runs
 
     table = tables_of(args.table) / "runs.csv" if args.table.is_dir() else args.table
@@ -126,6 +128,10 @@ def run_fit(args: argparse.Namespace) -> None:
     runs = read_runs(table)
     for warning in runs.warnings:
         print(f"gptjax: {warning}", file=sys.stderr)
+    if args.figure and not args.by:
+        raise BadInput("--figure draws arms; name the column that tells them apart: --by COLUMN")
+    if args.by:
+        return run_arms(args, runs, settings)
     with tqdm(total=args.coverage, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
         law = fit_all(runs, choices_of(args), **settings, done=bar.update)
     require_law(law)
@@ -133,11 +139,37 @@ def run_fit(args: argparse.Namespace) -> None:
         law = replace(law, quote=quote(law, read_forecast(args.table)))
     if args.json:
         write_json(args.json, law.to_json())
+    print(describe_law(law))
+
+
+def describe_law(law: "Analysis") -> str:
+    """Lay a fit out for a terminal: a line for each approach, and what to quote."""
+    from gptjax.laws import coverage
+    from gptjax.laws.quote import as_text
+
+    lines = []
     for name, found in law.approaches.items():
-        print("\n  ".join([f"{name}: {found.status}; {describe_fit(found)}", *found.reasons]))
+        lines += [f"{name}: {found.status}; {describe_fit(found)}", *(f"  {reason}" for reason in found.reasons)]
     if law.coverage:
-        print(coverage.describe(law.coverage))
-    print(f"\n{as_text(law.quote)}")
+        lines.append(coverage.describe(law.coverage))
+    return "\n".join([*lines, "", as_text(law.quote)])
+
+
+def run_arms(args: argparse.Namespace, runs: "Runs", settings: dict[str, Any]) -> None:
+    """Fit each value of a column apart, and say how the arms compare."""
+    from gptjax.files import write_file, write_json
+    from gptjax.laws import compare, plot
+    from gptjax.laws.drawn import to_png
+
+    if settings.pop("curves"):
+        raise BadInput("--curves are of one table's runs; fit arms without them")
+    arms = compare.fit_arms(runs, args.by, choices_of(args), **settings)
+    if args.json:
+        write_json(args.json, arms.to_json())
+    if args.figure:
+        write_file(args.figure, to_png(plot.loss_by_arm(runs.arms(args.by), arms)))
+    blocks = [f"{args.by} {name}\n{describe_law(law)}" for name, law in arms.arms.items()]
+    print("\n\n".join([*blocks, "\n".join(map(compare.describe, arms.compared))]))
 
 
 def describe_fit(found: "Found") -> str:

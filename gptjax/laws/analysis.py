@@ -23,6 +23,7 @@ from gptjax.laws.record import Analysis, Covered, Evaluation, Found
 from gptjax.laws.table import Curve, Runs
 from gptjax.laws.uncertainty import Draws, Noise, judged, noise_of_one
 
+OBJECTIVE = "objective"  # the column that says what a run predicts
 BAND = 60  # budgets at which the bands of N*(C) and D*(C) are given, from the least to 10x the largest
 SAME_FLOPS = 0.03  # in log: a table whose C is 6ND, as the parametric law's optimum has it
 LARGE = 1_000  # rows above which the tables of choices, forms and cuts, some fifty fits more, are left out
@@ -47,6 +48,7 @@ def fit_all(
     so many sweeps that are simulated from the fitted law at these rows; `done` is called after each.
     """
     choices = choices or Choices()
+    _refuse_mixed(runs)
     rows = choices.rows(runs)
     fits = {name: BY_NAME[name].fit(rows, choices, curves, False) for name in approaches}
     by_budget = fits.get("isoflop") or isoflop(rows, interp=choices.interp, window=choices.window, seed=choices.seed)
@@ -80,6 +82,15 @@ def require_law(law: Analysis) -> None:
     if not rates and all(fit.a is None for fit in law.approaches.values()):
         reasons = "; ".join(f"{name}: {reason}" for name, fit in law.approaches.items() for reason in fit.reasons)
         raise BadInput(f"no approach gives a law of these {law.rows} rows: {reasons}")
+
+
+def _refuse_mixed(runs: Runs) -> None:
+    """Refuse a table whose losses are of several objectives: they are not of one task, and no law goes through them."""
+    kinds = sorted(set(runs.cells.get(OBJECTIVE, ())))
+    if len(kinds) > 1:
+        named = ", ".join(repr(str(kind)) for kind in kinds[:3]) + (" and others" if len(kinds) > 3 else "")
+        raise BadInput(f"column {OBJECTIVE!r} has {named}, whose losses are of different tasks and make no law "
+                       f"together; fit each apart: --by {OBJECTIVE}")  # fmt: skip
 
 
 def _under_6nd(rows: Runs) -> bool:

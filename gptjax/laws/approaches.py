@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gptjax.laws import words
+from gptjax.laws.codec import Json
 from gptjax.laws.envelope import Envelope, Frontier, envelope, refit_finished
 from gptjax.laws.fit import Choices, Fit, Resample
 from gptjax.laws.isoflop import Budget, Isoflop, isoflop, refit_noise
@@ -30,7 +31,6 @@ from gptjax.laws.uncertainty import (
     subsample,
 )
 
-Json = dict[str, Any]
 Curves = Sequence[Curve] | None
 
 

@@ -20,7 +20,7 @@ from gptjax.laws.simulate import simulate
 from gptjax.laws.table import Floats
 from gptjax.laws.uncertainty import judged, noise_of_one
 
-DRAWS = 200
+COVERAGE_DRAWS = 200
 MOST_SWEEPS, FEWEST_SWEEPS = 100, 20
 MOST_ROWS = 5_000  # that a report simulates in all, some seconds of work
 
@@ -51,7 +51,7 @@ def coverage(
     own exact 95 % interval, the mean error of a (bias), its root mean square, and the mean width of the interval.
     `done` is called after each sweep. `extra` holds the columns that the law reads besides N and D.
     """
-    choices = replace(choices or Choices(), bootstrap=DRAWS)
+    choices = replace(choices or Choices(), bootstrap=COVERAGE_DRAWS)
     flops = 6 * np.asarray(params, dtype=np.float64) * np.asarray(tokens, dtype=np.float64)
     middles = {name: float(np.median(column)) for name, column in (extra or {}).items()}
     laws = law.held(middles).power_laws(float(flops.min()), float(flops.max()))

@@ -28,7 +28,7 @@ LEAST_BUDGETS, LEAST_SIZES = 3, 4  # fewer show neither a bent power law nor a p
 SHIFTS = (0.0, 0.25, 0.5, 0.75)  # of the ladder of sizes, in rungs: the best is proposed
 SLOPE_STEP, NEAR = 1e-3, 3.0  # of theta, and of C, for slopes by differences
 TOLD = 1e-6  # of the largest singular value: a direction of theta with a smaller one is not told
-GRID = 25  # candidates for a next run, along C and along D/N
+CANDIDATES = 25  # candidates for a next run, along C and along D/N
 
 
 @dataclass(frozen=True)
@@ -381,7 +381,7 @@ def next_cells(
     inverse = np.linalg.inv(_root(law, n, d, np.ones(len(n)), sd))
     least, most = TOKENS_PER_PARAM
     low, high = tokens_per_param or (max(least, float((d / n).min())), min(most, float((d / n).max())))
-    axes = np.geomspace(c.min(), allowance, GRID), np.geomspace(low, high, GRID)
+    axes = np.geomspace(c.min(), allowance, CANDIDATES), np.geomspace(low, high, CANDIDATES)
     flops, ratio = (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij"))
     sizes = np.sqrt(flops / (6 * ratio))
     further = _slopes(law, sizes, ratio * sizes) / sd

@@ -14,6 +14,7 @@ Status = Literal["ok", "refused", "degenerate"]
 Estimator = Literal["huber", "lad", "lsq-log", "lsq"]
 Resample = Literal["rows", "params", "noise"]
 MIN_DRAWS = 40  # the ends of a 95 % interval are the least and the greatest of so many
+TRUSTED_FREEDOM = 6  # degrees of freedom from which a scatter about curves is believed over any other measure of noise
 MAX_CELLS = 20_000_000  # draws x rows of a bootstrap whose size is left to us
 
 

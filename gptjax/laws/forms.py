@@ -53,6 +53,8 @@ class ChinchillaLaw(Law):
         if not min(self.alpha, self.beta, self.A, self.B) > 0 or not math.isfinite(self.A * self.B):
             return False
         log_g = math.log(self.alpha) + math.log(self.A) - math.log(self.beta) - math.log(self.B)
+        if not abs(log_g) < MOST_LOG:  # G is a power of its exponential
+            return False
         return abs(log_g / (self.alpha + self.beta)) < MOST_LOG
 
     @property
@@ -126,8 +128,9 @@ class KaplanLaw(Law):
 
     @property
     def inner(self) -> ChinchillaLaw:
-        ratio = self.alpha_N / self.alpha_D
-        return ChinchillaLaw(self.N_c**ratio, self.D_c, 0.0, ratio, 1.0)
+        with np.errstate(all="ignore"):  # a fit that went astray has coefficients beyond all numbers
+            ratio = np.float64(self.alpha_N) / self.alpha_D
+            return ChinchillaLaw(float(np.float64(self.N_c) ** ratio), self.D_c, 0.0, float(ratio), 1.0)
 
     def power_laws(self, low: float = 0, high: float = 0) -> tuple[PowerLaw, PowerLaw] | None:
         return self.inner.power_laws()
@@ -289,7 +292,7 @@ def _chinchilla_lines(theta: Floats) -> Floats:
     return np.stack([params, tokens], axis=1)
 
 
-LEVELS, LOG_E, EXPONENTS = np.linspace(0, 25, 6), np.linspace(-1, 1, 5), np.linspace(0, 2, 5)
+LOG_LEVELS, LOG_E, EXPONENTS = np.linspace(0, 25, 6), np.linspace(-1, 1, 5), np.linspace(0, 2, 5)
 
 IN_N_AND_D = ("params", "tokens")
 BOTH_TERMS = ((0, 0), (1, 1))
@@ -303,17 +306,17 @@ BY_EXPONENT = Form(  # the same laws; theta holds alpha + beta and a = beta / (a
 # The 4500 starts of Hoffmann et al. 2022, D.2, and their like for the other forms.
 CHINCHILLA = Form(
     "chinchilla", ("A", "B", "E", "alpha", "beta"), IN_N_AND_D, lambda t: law_at(ChinchillaLaw, t), _chinchilla,
-    grid(LEVELS, LEVELS, LOG_E, EXPONENTS, EXPONENTS), BOTH_TERMS, lambda t: (t[..., 3], t[..., 4]),
+    grid(LOG_LEVELS, LOG_LEVELS, LOG_E, EXPONENTS, EXPONENTS), BOTH_TERMS, lambda t: (t[..., 3], t[..., 4]),
     lines=_chinchilla_lines, by_exponent=BY_EXPONENT, logs=("A", "B", "E"), profiled=("E", "alpha", "beta"),
 )  # fmt: skip
 TIED = Form(
     "chinchilla, alpha = beta", ("A", "B", "E", "alpha"), IN_N_AND_D, lambda t: law_at(ChinchillaLaw, [*t, t[3]]),
-    _tied, grid(LEVELS, LEVELS, LOG_E, EXPONENTS), BOTH_TERMS, lambda t: (t[..., 3], t[..., 3]),
+    _tied, grid(LOG_LEVELS, LOG_LEVELS, LOG_E, EXPONENTS), BOTH_TERMS, lambda t: (t[..., 3], t[..., 3]),
     logs=("A", "B", "E"), profiled=("E", "alpha"),
 )  # fmt: skip
 KAPLAN = Form(
     "kaplan", ("N_c", "D_c", "alpha_N", "alpha_D"), IN_N_AND_D, _kaplan_at, _kaplan,
-    grid(LEVELS, np.linspace(10, 35, 6), (0.3, 0.6, 1.0, 1.6), (0.03, 0.1, 0.2, 0.4)), BOTH_TERMS,
+    grid(LOG_LEVELS, np.linspace(10, 35, 6), (0.3, 0.6, 1.0, 1.6), (0.03, 0.1, 0.2, 0.4)), BOTH_TERMS,
     lambda t: (t[..., 2], 1.0),
 )  # fmt: skip
 
@@ -327,7 +330,7 @@ def saturating(variable: str) -> Form:
 
     return Form(
         f"power law in {variable}", ("scale", "E", "exponent"), (variable,), at, _saturating,
-        grid(LEVELS, LOG_E, (0.05, 0.1, 0.3, 0.5, 1.0)), ((0, 0),), lambda t: (t[..., 2],),
+        grid(LOG_LEVELS, LOG_E, (0.05, 0.1, 0.3, 0.5, 1.0)), ((0, 0),), lambda t: (t[..., 2],),
     )  # fmt: skip
 
 

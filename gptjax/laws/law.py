@@ -16,6 +16,7 @@ from scipy.optimize import brentq, minimize_scalar
 from gptjax.errors import BadInput
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int_]
 LOG_FLOPS = (math.log(1e3), math.log(1e45))  # where numerical optima are sought
 MOST_LOG = 600.0  # in log: a float ends at 709
 STEP = 1e-5  # of theta, for slopes by differences
@@ -134,7 +135,8 @@ class Law(ABC):
 
     def _optimal_params(self, flops: float) -> float:
         def loss(log_n: float) -> float:
-            return float(self.loss(math.exp(log_n), flops / (6 * math.exp(log_n))))
+            n = np.float64(math.exp(log_n))  # of numpy, in which a term too steep is inf and no error
+            return float(self.loss(n, flops / (6 * n)))
 
         return math.exp(minimize_scalar(loss, bounds=(0, math.log(flops / 6)), options={"xatol": 1e-10}).x)
 

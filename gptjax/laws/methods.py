@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 from html import escape
-from typing import Any
 
 from gptjax.laws.approaches import BY_TRUST
+from gptjax.laws.codec import Json
 from gptjax.laws.page import say_flops, say_interval, say_percent, table
 from gptjax.laws.record import Analysis, Found, ParametricFound
 from gptjax.laws.table import Runs, short
 
-Json = dict[str, Any]
 RESAMPLED = {"rows": "rows drawn with replacement", "params": "whole sizes drawn with replacement"}
 
 

@@ -12,7 +12,7 @@ from gptjax.laws.solver import solve
 from gptjax.laws.table import Floats, Runs, short
 
 MAX_EXPONENT = 2.0  # the largest start; a fit beyond it describes one or two rows
-OUTSIDE = 4.0  # an optimum at a sampled budget farther outside the sampled sizes than this factor is no finding
+MOST_OUTSIDE = 4.0  # an optimum at a sampled budget farther outside the sampled sizes than this factor is no finding
 TOGETHER = 0.9999  # correlation of log N and log D
 BASINS = 20  # end points that are followed farther, best first
 SAMPLE = 500  # rows on which all starts are tried when there are more
@@ -163,18 +163,18 @@ def judge(law: AnyLaw, optima: tuple[PowerLaw, PowerLaw] | None, runs: Runs) -> 
     if optima and not faults:
         for c, side in ((runs.flops.min(), "smallest"), (runs.flops.max(), "largest")):
             best = float(optima[0](c))
-            if not runs.params.min() / OUTSIDE <= best <= runs.params.max() * OUTSIDE:
+            if not runs.params.min() / MOST_OUTSIDE <= best <= runs.params.max() * MOST_OUTSIDE:
                 sizes = f"{short(runs.params.min())} to {short(runs.params.max())}"
                 faults.append(
-                    f"the optimum {short(best)} at the {side} budget lies more than {OUTSIDE:g}x outside the sizes "
-                    f"{sizes}; add sizes near it"
+                    f"the optimum {short(best)} at the {side} budget lies more than {MOST_OUTSIDE:g}x outside the "
+                    f"sizes {sizes}; add sizes near it"
                 )
         if floor is not None and floor < 0.01 * runs.loss.min():
             notes.append(f"E = {floor:.2g} is near 0: these budgets do not determine the floor, and E is no entropy")
     return tuple(faults + notes), "degenerate" if faults else "ok"
 
 
-def read(runs: Runs, form: Form) -> Floats:
+def columns_read(runs: Runs, form: Form) -> Floats:
     """Give what a form reads of the rows, (columns, rows): the columns as they are, or their logarithms."""
     columns = np.array([runs.column(name) for name in form.columns])
     return columns if form.raw else np.log(columns)
@@ -182,7 +182,7 @@ def read(runs: Runs, form: Form) -> Floats:
 
 def predicted(law: AnyLaw, form: Form, runs: Runs) -> Floats:
     """Give the loss that a law of this form predicts for each row."""
-    with np.errstate(invalid="ignore", over="ignore"):  # inf x 0 of a term too steep to be a number
+    with np.errstate(all="ignore"):  # of a term too steep to be a number
         return law.loss(*(runs.column(name) for name in form.columns))
 
 
@@ -223,7 +223,7 @@ def _minimise(
     free: Floats | None = None,
 ) -> tuple[Floats, Floats]:
     losses = runs.loss if losses is None else losses
-    return solve(form, starts, read(runs, form), losses, weights, delta, raw=choices.loss == "lsq", free=free)
+    return solve(form, starts, columns_read(runs, form), losses, weights, delta, raw=choices.loss == "lsq", free=free)
 
 
 def _shortage(runs: Runs, form: Form) -> str:

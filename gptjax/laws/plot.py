@@ -3,6 +3,7 @@
 How sure one can be of it is drawn in `plot_doubt`; colours, with a dark twin for each, stand in `style`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from scipy.interpolate import Akima1DInterpolator
 
+from gptjax.laws.compare import Arms, optimal_losses
 from gptjax.laws.envelope import LATE
 from gptjax.laws.law import Floats
 from gptjax.laws.published import BESIROGLU_2024, HOFFMANN_2022
@@ -40,7 +42,7 @@ from gptjax.laws.style import (
 )  # fmt: skip
 from gptjax.laws.table import Curve, Runs, short
 
-PUBLISHED = ((HOFFMANN_2022, "Hoffmann et al. 2022", ":"), (BESIROGLU_2024, "Besiroglu et al. 2024", "--"))
+COMPARED = ((HOFFMANN_2022, "Hoffmann et al. 2022", ":"), (BESIROGLU_2024, "Besiroglu et al. 2024", "--"))
 
 
 def _spread(value: float, log_se: float | None) -> Floats:
@@ -98,6 +100,25 @@ def loss_against_compute(runs: Runs, law: Analysis, curves: list[Curve], narrow:
     axes.set_ylim(runs.loss.min() * 0.94, runs.loss.max() * above)
     if fitted or (frontier and frontier.C):
         figure.legend(loc="outside lower center", ncols=1 if narrow else 3)
+    return figure
+
+
+@styled
+def loss_by_arm(runs: Mapping[str, Runs], arms: Arms, narrow: bool = False) -> Figure:
+    """Draw the runs of every arm in the plane of compute and loss, and the loss of each law at its optimum."""
+    figure, (axes,) = make_panels(1, narrow, 4.0)
+    for i, (name, law) in enumerate(arms.arms.items()):
+        colour = BY_SIZE(i / max(1, len(arms.arms) - 1))
+        rows = law.settings.rows(runs[name])
+        axes.plot(rows.flops, rows.loss, "o", color=colour, markersize=3.5, alpha=0.6, label=f"_{name}, runs")
+        if line := optimal_losses(law):
+            sound = law.parametric is not None and law.parametric.ok
+            label = f"{arms.by} {name}" + ("" if sound else ": no basis for a forecast")
+            axes.plot(*line, color=colour, label=label, **({"linewidth": 1.6} if sound else PALE))
+    axes.set_xscale("log")
+    label_losses(axes)
+    axes.set_xlabel("training FLOPs C")
+    figure.legend(loc="outside lower center", ncols=1 if narrow else 3)
     return figure
 
 
@@ -189,7 +210,7 @@ def optimum_against_compute(runs: Runs, law: Analysis, prediction: Json | None, 
                 spread = _spread(best, getattr(budget, f"{name}_log_se"))
                 axes.errorbar(budget.C, best, yerr=spread, color=ISOFLOP, label="_isoFLOP minimum", **MINIMUM)
         c = np.geomspace(runs.flops.min(), 10 * runs.flops.max(), 2)
-        for form, label, dashes in PUBLISHED:
+        for form, label, dashes in COMPARED:
             line_of = form.params_law(c) if name == "N" else form.tokens_law(c)
             axes.plot(c, line_of, color=MUTED, linewidth=1, linestyle=dashes, label=label, zorder=1)
         if prediction:

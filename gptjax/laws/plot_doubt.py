@@ -11,7 +11,7 @@ from scipy.stats import gaussian_kde
 
 from gptjax.laws.approaches import BY_NAME
 from gptjax.laws.law import Floats
-from gptjax.laws.plot import PUBLISHED
+from gptjax.laws.plot import COMPARED
 from gptjax.laws.record import Analysis, Choice, Ends, ParametricFound
 from gptjax.laws.style import (
     BY_SIZE,
@@ -80,7 +80,7 @@ def bootstrap_clouds(law: Analysis, narrow: bool = False) -> Figure:
             limits.append((low - room, high + room))
         _regions(axes, drawn, limits)
         axes.plot(*estimate, "D", color=PARAMETRIC, markeredgecolor=INK, markersize=6, label="estimate")
-        for (other, label, _), marker in zip(PUBLISHED, "so", strict=True):
+        for (other, label, _), marker in zip(COMPARED, "so", strict=True):
             point = [getattr(other, name, np.nan) for name in names]
             if all(low < value < high for value, (low, high) in zip(point, limits, strict=True)):
                 ring: Any = {"markerfacecolor": "none", "markeredgecolor": HELD_OUT, "markeredgewidth": 1.6}
@@ -315,7 +315,7 @@ def _series(axes: Axes, x: Floats, y: Floats, sound: Any, colour: str, label: st
 
 
 @styled
-def influence(runs: Runs, law: Analysis, narrow: bool = False) -> Figure:
+def influence_of_each(runs: Runs, law: Analysis, narrow: bool = False) -> Figure:
     """Draw what a becomes without each size, and without each row, beside the estimate and its interval."""
     fit = law.parametric
     assert fit and fit.influence and fit.a is not None

@@ -14,14 +14,14 @@ import numpy as np
 
 from gptjax.errors import BadInput
 from gptjax.files import plain, read_json, write_json
+from gptjax.laws.codec import Json
 from gptjax.laws.fit import MIN_DRAWS
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.law import Floats, Law, Optimum, PowerLaw
 from gptjax.laws.published import PUBLISHED, DataConstrainedLaw, Served, serving_optimum
 from gptjax.laws.record import Analysis, Found, read_law
+from gptjax.laws.uncertainty import LEVELS
 
-Json = dict[str, Any]
-LEVELS = (0.025, 0.975)
 SEARCHES = 100  # draws whose optimum is found by search, where it has no closed form
 LIMITS = {"flops": (1e6, 1e40), "params": (10, 1e20), "tokens": (10, 1e25), "loss": (1e-3, 50)}
 MOST_OFF = 10  # times 6 N D: what a run of small models may cost by another count of FLOPs

@@ -10,17 +10,16 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from gptjax.files import read_json
 from gptjax.laws.approaches import BY_NAME, BY_TRUST
+from gptjax.laws.codec import Json
 from gptjax.laws.record import Analysis, Ends, IsoflopFound
 from gptjax.laws.table import short
 from gptjax.laws.words import form_words
 
-Json = dict[str, Any]
 SHORTFALL = 0.95  # an interval whose coverage is surely below this promises too much
 DOMINATES = 0.9  # of the scatter of the runs: an evaluation error above this share explains all of it
 

@@ -325,6 +325,9 @@ class Analysis:
     @staticmethod
     def from_json(value: Any, where: str = "law") -> "Analysis":
         """Read the object of law.json; BadInput names the key that is missing or not what it must be."""
+        if isinstance(value, dict) and isinstance(value.get("arms"), dict):
+            arms = ", ".join(value["arms"])
+            raise BadInput(f"{where} holds the laws of several arms ({arms}); fit the rows of the one that is meant")
         if not isinstance(value, dict) or not isinstance(value.get("approaches"), dict):
             raise BadInput(f"{where} is not a law; make one with gptjax fit TABLE --json FILE")
         found = {name: read(PARTS.get(name, Found), part, f"{where}: approaches.{name}")

@@ -15,6 +15,7 @@ from gptjax.files import read_json, write_file, write_json
 from gptjax.laws import plot, plot_doubt
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.approaches import BY_NAME, BY_TRUST
+from gptjax.laws.codec import Json
 from gptjax.laws.coverage import affordable
 from gptjax.laws.envelope import LATE
 from gptjax.laws.fit import Choices
@@ -22,10 +23,9 @@ from gptjax.laws.methods import methods, say_resampling
 from gptjax.laws.page import page, picture, say_flops, say_interval, say_percent, say_sentence, table
 from gptjax.laws.quote import quote, read_forecast
 from gptjax.laws.record import Analysis, Covered, EnvelopeFound, FittedForm, ParametricFound
-from gptjax.laws.robustness import BEYOND, DRAWS, GAP
+from gptjax.laws.robustness import BEYOND, CHOICE_DRAWS, GAP
 from gptjax.laws.table import Curve, Runs, read_curves, read_rows, read_runs, short
 
-Json = dict[str, Any]
 SHOWN = 500  # rows of a table on the page; the rest stand in the files
 COLUMNS = 12  # of a table on the page: of a wider one, those of LEADING
 LEADING = (
@@ -290,7 +290,7 @@ def _doubt(rows: Runs, law: Analysis) -> Iterator[_Plate | str]:
         "The exponent <i>a</i> of the parametric fit when one size, or one row, is left out; those that move it most "
         f"are named. The jackknife's standard error of <i>a</i> is {jackknife}; the bootstrap's is {fit.a_se:.4f}."
     )
-    draw = partial(plot_doubt.influence, rows, law)
+    draw = partial(plot_doubt.influence_of_each, rows, law)
     yield _Plate("influence", "What a single size or row decides", caption, draw)
     if law.coverage:
         yield from _coverage(law.coverage)
@@ -345,8 +345,8 @@ def _choices(law: Analysis) -> Iterator[_Plate | str]:
         else ""
     )
     caption = (
-        f"The exponent <i>a</i> with its 95&#8239;% interval ({DRAWS} draws) when one choice at a time is changed. The "
-        f"band is the interval of the fit as chosen.{words}{reach}"
+        f"The exponent <i>a</i> with its 95&#8239;% interval ({CHOICE_DRAWS} draws) when one choice at a time is "
+        f"changed. The band is the interval of the fit as chosen.{words}{reach}"
     )
     yield _Plate("choices", "The exponent under other choices", caption, partial(plot_doubt.choices_forest, law))
     if troubled:

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
 from gptjax.files import plain
 from gptjax.laws.approaches import BY_NAME, bootstrap
-from gptjax.laws.codec import read
+from gptjax.laws.codec import Json, read
 from gptjax.laws.fit import Choices, Fit
 from gptjax.laws.forms import FORMS
 from gptjax.laws.isoflop import BUDGET_GAP, isoflop
@@ -17,9 +16,8 @@ from gptjax.laws.record import Choice, Cut, FittedForm
 from gptjax.laws.table import Runs
 from gptjax.laws.uncertainty import Noise, judged, noise_of_one
 
-Json = dict[str, Any]
 LOWEST = "without the lowest budget"
-DRAWS = 200  # of the intervals of a table of choices
+CHOICE_DRAWS = 200  # of the intervals of a table of choices
 BEYOND = 10.0  # N* is compared at this multiple of the largest budget
 GAP = 3.0  # a law of the runs up to C is scored on runs beyond this multiple of C (two budgets apart or more)
 CUTS = 6
@@ -45,7 +43,7 @@ def choices_table(runs: Runs, choices: Choices, approaches: Sequence[str]) -> li
             entry: Json = {"approach": approach, "choice": label, "rows": len(fit.used)}
             entry |= {"a": None, "a_interval": None, "N_beyond": None}
             if (law := fit.params_law) and fit.tokens_law:
-                draws = bootstrap(rows, fit, replace(varied, bootstrap=DRAWS), noise=_noise(rows, varied))
+                draws = bootstrap(rows, fit, replace(varied, bootstrap=CHOICE_DRAWS), noise=_noise(rows, varied))
                 fit = judged(fit, draws)
                 entry["a"] = law.exponent
                 entry["a_interval"] = draws.interval(draws.params[:, 1])

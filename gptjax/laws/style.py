@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from gptjax.laws.approaches import APPROACHES, BY_NAME
+from gptjax.laws.codec import Json
 from gptjax.laws.law import Floats
 from gptjax.laws.record import Found
 from gptjax.laws.table import Runs, short
 
-Json = dict[str, Any]
 WIDE, NARROW = 7.2, 3.7  # inches: the page's column, and a phone's
 
 INK, MUTED, FAINT, PAPER, HELD_OUT = "#1f2328", "#6a7077", "#dfe2e6", "#ffffff", "#b5123f"

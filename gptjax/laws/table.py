@@ -147,6 +147,17 @@ class Runs:
             for name in names
         )
 
+    def arms(self, name: str) -> "dict[str, Runs]":
+        """Part the runs by the values of a column, in the order of their text; BadInput where it is not there."""
+        values = self.cells.get(name)
+        if values is None and name in self.facts and not np.isnan(self.facts[name]).all():
+            values = np.array([f"{value:g}" for value in self.facts[name]])
+        if values is None:
+            raise BadInput(
+                f"the table has no column {name!r} to part runs by; it has {', '.join(self.cells) or 'none'}"
+            )
+        return {str(value): self.take(np.flatnonzero(values == value)) for value in np.unique(values)}
+
     def take(self, index: NDArray[np.int_]) -> "Runs":
         """Select rows by position, a repeated position repeating its row."""
         columns = {name: getattr(self, name)[index] for name in ("params", "tokens", "flops", "loss", "loss_se")}

@@ -8,19 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chi2
 
-from gptjax.laws.fit import MIN_DRAWS, Choices, Fit, Resample
+from gptjax.laws.fit import MIN_DRAWS, TRUSTED_FREEDOM, Choices, Fit, Resample
 from gptjax.laws.forms import CHINCHILLA, Form, slopes_at
 from gptjax.laws.isoflop import Isoflop
 from gptjax.laws.law import PowerLaw
-from gptjax.laws.parametric import Parametric, optima_of, parametric, predicted, read, refit
+from gptjax.laws.parametric import Parametric, columns_read, optima_of, parametric, predicted, refit
 from gptjax.laws.table import Floats, Runs
 
 LEVELS = (0.025, 0.975)
 SAME_SIZE = 0.01  # in log N, between neighbours
 PROFILE_POINTS = 41
 MAX_DELETIONS = 2000  # rows above which single rows are not left out in turn
-TRUSTED_FREEDOM = 6  # degrees of freedom from which the scatter about the parabolas needs no other
-WIDE = 1.0  # of the interval of an exponent: 0 to 1 is all that is possible where N* and D* grow with C
+SAYS_NOTHING = 1.0  # of the interval of an exponent: 0 to 1 is all that is possible where N* and D* grow with C
 
 F = TypeVar("F", bound=Fit)
 
@@ -125,7 +124,7 @@ def judged(fit: F, draws: Draws) -> F:
         elif not drawn[:, 1].min() <= of_law <= drawn[:, 1].max():
             what = f"of a law of {name} = {of_law:.3g}, by least squares, no noise drawn gives such an estimate"
             faults.append(f"{said}: {what}; {remedy}")
-        elif not np.ptp(ends) < WIDE:
+        elif not np.ptp(ends) < SAYS_NOTHING:
             faults.append(f"{said}: as wide as from 0 to 1, it says nothing; {remedy}")
     return replace(fit, status="degenerate", reasons=(*fit.reasons, *faults)) if faults else fit
 
@@ -203,7 +202,7 @@ def _scale(runs: Runs, fit: Parametric) -> Floats:
     A row's curvature is its being within delta; the window in which that is counted is no narrower than the errors'
     density at 0 can be estimated in (Powell 1991), and counting row by row lets the spread differ between rows.
     """
-    slope, error = slopes_at(fit.form, fit.theta, read(runs, fit.form)), fit.errors
+    slope, error = slopes_at(fit.form, fit.theta, columns_read(runs, fit.form)), fit.errors
     if fit.estimator == "lsq":
         exact = runs.loss * np.exp(fit.errors)
         slope, error = slope * exact[:, None], exact - runs.loss
