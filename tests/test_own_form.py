@@ -186,7 +186,7 @@ def test_the_file_of_the_documentation_is_fitted_from_the_command_line(tmp_path,
 
 
 def test_a_form_that_is_not_known_or_has_no_optimum_is_one_line():
-    with pytest.raises(BadInput, match="form 'cubic' is not known; use one of chinchilla;"):
+    with pytest.raises(BadInput, match="form 'cubic' is not known; use one of 'chinchilla',"):
         Choices(form="cubic")
     with pytest.raises(BadInput, match="no optimum of N and D"):
         Choices(form="power law in flops")

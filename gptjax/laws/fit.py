@@ -40,8 +40,8 @@ class Choices:
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 raise BadInput(f"{name} {getattr(self, name)!r} is not known; use one of {', '.join(get_args(kind))}")
         if isinstance(self.form, str) and self.form not in FORMS:
-            raise BadInput(f"form {self.form!r} is not known; use one of {'; '.join(FORMS)}, or give the file "
-                           "that makes it")  # fmt: skip
+            known = ", ".join(map(repr, FORMS))
+            raise BadInput(f"form {self.form!r} is not known; use one of {known}, or give the file that makes it")
         if not {"params", "tokens"} <= set(self.law_form.columns):
             reads = f"form {self.law_form.name!r} reads {', '.join(self.law_form.columns)}"
             raise BadInput(f"{reads} and has no optimum of N and D; use one that reads both")
