@@ -16,13 +16,16 @@ from typing import Any
 import numpy as np
 
 from gptjax.files import plain, write_json
+from gptjax.laws.approaches import bootstrap
+from gptjax.laws.codec import written
 from gptjax.laws.coverage import coverage
-from gptjax.laws.fit import APPROACHES, Choices
-from gptjax.laws.forms import BESIROGLU_2024 as LAW
+from gptjax.laws.fit import Choices
 from gptjax.laws.isoflop import isoflop
+from gptjax.laws.published import BESIROGLU_2024 as LAW
+from gptjax.laws.record import Covered
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.table import PAIRED, Floats
-from gptjax.laws.uncertainty import bootstrap, noise_of_one
+from gptjax.laws.uncertainty import noise_of_one
 from gptjax.run.validation import paired_errors
 
 NOISES = (0.004, 0.01, 0.02)  # of log loss
@@ -61,18 +64,19 @@ def cover(sweeps: int, only: str) -> list[dict[str, Any]]:
             n, d = design()
             for claim, factor in CLAIMS.items():
                 said = None if factor is None else factor * noise * LAW.loss(n, d)
-                asked = APPROACHES if said is None else APPROACHES[:2]  # the parametric fit does not read loss_se
+                unread = () if said is None else ("parametric",)  # its fit does not read loss_se
+                asked = [approach for approach in BY_NAME if approach not in unread]
                 found = coverage(LAW, n, d, noise=noise, loss_se=said, sweeps=sweeps, approaches=asked)
-                table.append({"design": name, "noise": noise, "loss_se says": claim, "approaches": found})
-                cells = [_say(found[approach]) if approach in found else "" for approach in APPROACHES]
+                table.append({"design": name, "noise": noise, "loss_se says": claim, "approaches": written(found)})
+                cells = [_say(found[approach]) if approach in found else "" for approach in BY_NAME]
                 print(f"| {name} | {noise:.1%} | {claim} | {' | '.join(cells)} |", flush=True)
     return table
 
 
-def _say(entry: dict[str, Any]) -> str:
-    if not entry["fitted"]:
+def _say(entry: Covered) -> str:
+    if not entry.fitted:
         return "none"
-    return f"{entry['covered']:.1%} of {entry['fitted']}, {entry['width']:.3f}"
+    return f"{entry.covered:.1%} of {entry.fitted}, {entry.width:.3f}"
 
 
 def windows(sweeps: int) -> list[dict[str, Any]]:

@@ -16,11 +16,11 @@ import numpy as np
 
 from gptjax.files import plain, write_json
 from gptjax.laws.design import Goal, next_cells, propose, standard_errors
-from gptjax.laws.families import CHINCHILLA, theta_of
 from gptjax.laws.fit import Choices
-from gptjax.laws.forms import BESIROGLU_2024, HOFFMANN_2022, ChinchillaLaw
+from gptjax.laws.forms import CHINCHILLA, ChinchillaLaw
 from gptjax.laws.isoflop import isoflop
 from gptjax.laws.parametric import parametric, refit
+from gptjax.laws.published import BESIROGLU_2024, HOFFMANN_2022
 from gptjax.laws.simulate import ladder, losses, simulate
 from gptjax.laws.table import Floats
 
@@ -74,7 +74,7 @@ def fitted(truth: ChinchillaLaw, params: Floats, tokens: Floats, seed: int, draw
     thetas, values = zip(
         *(
             refit(first, everywhere, Choices(), losses=drawn, starts=np.tile(start, (draws, 1)))
-            for start in (theta_of(truth), everywhere.theta)
+            for start in (truth.theta, everywhere.theta)
         ),
         strict=True,
     )
@@ -94,7 +94,7 @@ def score(
     rows = [fitted(truth, n, d, 1000 * i, DRAWS // len(plans), growth) for i, (n, d) in enumerate(plans)]
     theta = np.concatenate(rows)
     sane = ((theta[:, 3:] > 0) & (theta[:, 3:] <= 2)).all(axis=1)
-    laws = [CHINCHILLA.law(row) for row in theta[sane]]
+    laws = [CHINCHILLA.at(row) for row in theta[sane]]
     of_a = np.array([law.a - truth.a for law in laws])
     best = truth.optimum(flops=target)
     of_loss = np.array([np.log(law.loss(best.params, best.tokens) / best.loss) for law in laws])
@@ -135,7 +135,7 @@ def next_sweeps(case: str, truth: ChinchillaLaw, flops: float, bracket: float) -
     n, d = uniform(truth, flops / 2, bracket)
     target = 10 * float((6 * n * d).max())
     found = [score(case, "grid twice", "-", truth, [(np.tile(n, 2), np.tile(d, 2))], target)]
-    laws = [CHINCHILLA.law(theta) for theta in fitted(truth, n, d, 7, PLANS)]
+    laws = [CHINCHILLA.at(theta) for theta in fitted(truth, n, d, 7, PLANS)]
     for goal in ("a", "loss"):
         plans = []
         for law in laws:

@@ -24,8 +24,8 @@ from scipy.optimize import minimize
 
 from gptjax.files import write_json
 from gptjax.laws.fit import Choices
-from gptjax.laws.forms import BESIROGLU_2024
 from gptjax.laws.parametric import Parametric, parametric
+from gptjax.laws.published import BESIROGLU_2024
 from gptjax.laws.simulate import simulate
 from gptjax.laws.table import Runs
 from gptjax.laws.uncertainty import bootstrap_theta
@@ -72,7 +72,7 @@ def main() -> None:
     cold = seconds(lambda: (jax.clear_caches(), parametric(runs, choices)))
     bootstrap_theta(runs, fit, choices)
     rng = np.random.default_rng(0)
-    starts = fit.family.starts[rng.choice(len(fit.family.starts), STARTS, replace=False)]
+    starts = fit.form.starts[rng.choice(len(fit.form.starts), STARTS, replace=False)]
     ours: dict[str, list[float]] = {"grid": [], "bootstrap": []}
     theirs: dict[str, list[float]] = {"grid": [], "bootstrap": []}
     ends: list[float] = []

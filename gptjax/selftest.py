@@ -12,7 +12,8 @@ from gptjax.data.corpora import markov_entropy
 from gptjax.data.loader import DataConfig, Source
 from gptjax.execution import Execution
 from gptjax.laws import coverage as laws
-from gptjax.laws.forms import BESIROGLU_2024, ChinchillaLaw
+from gptjax.laws.forms import ChinchillaLaw
+from gptjax.laws.published import BESIROGLU_2024
 from gptjax.laws.simulate import ladder
 from gptjax.models.presets import preset
 from gptjax.run.loop import train
@@ -76,7 +77,7 @@ def describe(result: Json) -> str:
     """Lay the findings out for a terminal."""
     lines = []
     for name, entry in result["laws"].items():
-        truth = next(iter(entry["approaches"].values()))["truth"]
+        truth = next(iter(entry["approaches"].values())).truth
         lines += [f"{name}: {entry['runs']} runs, {entry['noise']:.1%} noise, a = {truth:.4f}"]
         lines += [laws.describe(entry["approaches"]), ""]
     m = result["markov"]

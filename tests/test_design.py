@@ -18,10 +18,10 @@ from gptjax.laws.design import (
     propose,
     standard_errors,
 )
-from gptjax.laws.families import CHINCHILLA, sensitivity, theta_of
 from gptjax.laws.fit import Choices
-from gptjax.laws.forms import BESIROGLU_2024, HOFFMANN_2022, PUBLISHED, ChinchillaLaw
+from gptjax.laws.forms import CHINCHILLA, ChinchillaLaw
 from gptjax.laws.parametric import parametric, refit
+from gptjax.laws.published import BESIROGLU_2024, HOFFMANN_2022
 from gptjax.laws.simulate import ladder, losses, simulate
 
 SMALL = ChinchillaLaw(214, 108, 1.70, 0.539, 0.349)
@@ -36,11 +36,11 @@ def goals(law: ChinchillaLaw, target: float) -> dict[str, float]:
 
 
 def test_gradients_are_the_slopes_of_the_goals():
-    theta, target = theta_of(SMALL), 1e14
+    theta, target = SMALL.theta, 1e14
     for goal in ("a", "params", "loss"):
         slope = []
         for step in 1e-6 * np.eye(5):
-            ends = [goals(CHINCHILLA.law(theta + sign * step), target)[goal] for sign in (1, -1)]
+            ends = [goals(CHINCHILLA.at(theta + sign * step), target)[goal] for sign in (1, -1)]
             slope.append((ends[0] - ends[1]) / 2e-6)
         assert gradient(SMALL, goal, target) == pytest.approx(slope, rel=1e-5, abs=1e-8)
 
@@ -54,10 +54,10 @@ def test_huber_inflation_runs_from_least_absolute_deviation_to_least_squares():
 @pytest.mark.parametrize("choices", [Choices(), Choices(loss="lsq-log")])
 def test_predicted_standard_errors_are_the_spread_of_simulated_fits(choices):
     noise, target, draws = 0.005, 1e21, 600
-    fit = parametric(simulate(BESIROGLU_2024, N, D, noise=0, seed=0), starts=theta_of(BESIROGLU_2024)[None])
+    fit = parametric(simulate(BESIROGLU_2024, N, D, noise=0, seed=0), starts=BESIROGLU_2024.theta[None])
     drawn = losses(BESIROGLU_2024, N, D, noise=noise, seed=1, draws=draws)
     thetas, _ = refit(simulate(BESIROGLU_2024, N, D, noise=0, seed=0), fit, choices, losses=drawn)
-    found = [goals(CHINCHILLA.law(theta), target) for theta in thetas]
+    found = [goals(CHINCHILLA.at(theta), target) for theta in thetas]
     delta = choices.delta if choices.loss == "huber" else np.inf
     expected = standard_errors(BESIROGLU_2024, N, D, noise=noise, target_flops=target, delta=delta)
     for goal in ("a", "params", "loss"):
@@ -76,7 +76,7 @@ def test_a_repeat_is_a_second_run_of_the_same_cell():
 def test_the_next_cell_is_the_best_of_all_and_its_errors_are_those_of_a_fit_with_it(goal):
     allowance, target = 5e19, 1e21
     (pick,) = next_cells(BESIROGLU_2024, N, D, allowance, goal=goal, target_flops=target, count=1).cells
-    base = sensitivity(BESIROGLU_2024, N, D)
+    base = BESIROGLU_2024.sensitivity(N, D)
     c, ratio = np.meshgrid(
         np.geomspace(BUDGETS.min(), allowance, 25), np.geomspace((D / N).min(), (D / N).max(), 25), indexing="ij"
     )
@@ -84,7 +84,7 @@ def test_the_next_cell_is_the_best_of_all_and_its_errors_are_those_of_a_fit_with
     d = ratio.ravel() * n
     of_goal = gradient(BESIROGLU_2024, goal, target)
     variances = []
-    for slope in sensitivity(BESIROGLU_2024, n, d):
+    for slope in BESIROGLU_2024.sensitivity(n, d):
         rows = np.vstack([base, slope])
         variances.append(of_goal @ np.linalg.solve(rows.T @ rows, of_goal))
     best = int(np.argmin(variances))
@@ -203,7 +203,6 @@ BAD = {
     "budgets": (lambda: propose(BESIROGLU_2024, 1e21, budgets=2), "use at least 3 budgets x 4 sizes"),
     "runs": (lambda: propose(BESIROGLU_2024, 1e21, runs=10), "10 runs do not fill 4 budgets x 5 sizes"),
     "goal": (lambda: propose(BESIROGLU_2024, 1e21, goal="E"), "use one of a, params, loss"),
-    "law": (lambda: propose(PUBLISHED["kaplan-2020"], 1e21), "KaplanLaw has no design"),
     "floor": (lambda: propose(ChinchillaLaw(400, 400, 0, 0.3, 0.3), 1e21), "must be above 0"),
     "noise": (lambda: propose(BESIROGLU_2024, 1e21, noise=0), "noise 0 must be"),
     "span": (lambda: propose(BESIROGLU_2024, 1e21, span=1), "factors above 1"),

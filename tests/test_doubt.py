@@ -8,16 +8,18 @@ import numpy as np
 import pytest
 
 from gptjax.laws.analysis import fit_all
+from gptjax.laws.approaches import bootstrap, design_bias
+from gptjax.laws.codec import written
 from gptjax.laws.coverage import coverage, describe
 from gptjax.laws.envelope import envelope
-from gptjax.laws.families import CHINCHILLA
 from gptjax.laws.fit import Choices
-from gptjax.laws.forms import BESIROGLU_2024, ChinchillaLaw
-from gptjax.laws.parametric import FEW, parametric, refit
+from gptjax.laws.forms import CHINCHILLA, ChinchillaLaw
+from gptjax.laws.parametric import parametric, refit
+from gptjax.laws.published import BESIROGLU_2024
 from gptjax.laws.robustness import choices_table, compute_cuts, extrapolation, forms_table
 from gptjax.laws.simulate import ladder, losses, simulate
 from gptjax.laws.table import Runs, read_runs
-from gptjax.laws.uncertainty import bootstrap, design_bias, influence, profile, subsample
+from gptjax.laws.uncertainty import influence, profile, subsample
 
 OPTIMIZED = True
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "chinchilla_figure4_points.csv"
@@ -36,7 +38,7 @@ def exponents(theta: np.ndarray) -> np.ndarray:
 
 
 def test_every_kind_of_interval_is_as_wide_as_repetition_is_wide(runs):
-    truth = parametric(runs, LSQ, starts=CHINCHILLA.starts[FEW])
+    truth = parametric(runs, LSQ, starts=CHINCHILLA.few_starts)
     repeated, _ = refit(runs, truth, LSQ, losses=losses(LAW, *GRID, noise=0.004, seed=5, draws=400))
     spread = exponents(repeated).std()
     for cluster in ("rows", "params", "noise"):
@@ -55,7 +57,7 @@ def test_every_kind_of_interval_is_as_wide_as_repetition_is_wide(runs):
 
 
 def test_a_profile_rises_from_the_optimum_and_frees_what_it_should(runs):
-    fit = parametric(runs, LSQ, starts=CHINCHILLA.starts[FEW])
+    fit = parametric(runs, LSQ, starts=CHINCHILLA.few_starts)
     found = profile(runs, fit, LSQ, bootstrap(runs, fit, LSQ))
     for name, value in (("alpha", fit.law.alpha), ("beta", fit.law.beta), ("E", fit.law.E), ("a", fit.law.a)):
         curve = found[name]
@@ -69,7 +71,7 @@ def test_a_planted_outlier_is_the_most_influential_row(runs):
     loss = runs.loss.copy()
     loss[7] *= 1.1
     bent = replace(runs, loss=loss)
-    fit = parametric(bent, LSQ, starts=CHINCHILLA.starts[FEW])
+    fit = parametric(bent, LSQ, starts=CHINCHILLA.few_starts)
     moved = np.abs(np.array(influence(bent, fit, LSQ)["row"]["a"]) - fit.law.a)
     assert moved.argmax() == 7 and moved[7] > 3 * np.median(moved)
 
@@ -93,18 +95,18 @@ def test_design_bias_is_nothing_where_the_approach_is_exact():
 def test_coverage_counts_what_it_should():
     found = coverage(LAW, *GRID, noise=0.004, sweeps=12, choices=Choices(cluster="noise"))
     for name, entry in found.items():
-        assert entry["fitted"] + entry["refused"] == 12 and entry["truth"] == LAW.a
-        assert entry["covered"] >= 0.6 and abs(entry["bias"]) < 0.03, name
+        assert entry.fitted + entry.refused == 12 and entry.truth == LAW.a
+        assert entry.covered >= 0.6 and abs(entry.bias) < 0.03, name
     assert len(describe(found).splitlines()) == 4
 
 
 def test_choices_are_laid_side_by_side_and_the_first_is_the_chosen(runs):
-    table = choices_table(runs, Choices(), ("isoflop", "parametric"))
+    table = [*map(written, choices_table(runs, Choices(), ("isoflop", "parametric")))]
     law = fit_all(runs, Choices(bootstrap=200), tables=False)
     for approach in ("isoflop", "parametric"):
         first = next(entry for entry in table if entry["approach"] == approach)
         assert first["choice"] == "as chosen"
-        assert first["a"] == pytest.approx(law["approaches"][approach]["a"], rel=1e-4)
+        assert first["a"] == pytest.approx(law.approaches[approach].a, rel=1e-4)
     labels = [(entry["approach"], entry["choice"]) for entry in table]
     assert len(set(labels)) == len(labels) and ("isoflop", "Akima interpolation") in labels
     assert sum(approach == "parametric" for approach, _ in labels) >= 8
@@ -112,18 +114,18 @@ def test_choices_are_laid_side_by_side_and_the_first_is_the_chosen(runs):
 
 
 def test_the_planted_form_is_the_one_preferred(runs):
-    table = {entry["form"]: entry for entry in forms_table(runs, Choices())}
+    table = {entry.form: written(entry) for entry in forms_table(runs, Choices())}
     assert min(table, key=lambda form: table[form]["aicc"]).startswith("chinchilla") and len(table) == 6
     assert table["kaplan"]["aicc"] > 10 and table["power law in params"]["rmse"] > 3 * table["chinchilla"]["rmse"]
     tied = ChinchillaLaw(A=400, B=400, E=1.7, alpha=0.36, beta=0.36)
-    entry = {e["form"]: e for e in forms_table(simulate(tied, *GRID, noise=0.002, seed=0), Choices())}
+    entry = {e.form: written(e) for e in forms_table(simulate(tied, *GRID, noise=0.002, seed=0), Choices())}
     assert entry["chinchilla, alpha = beta"]["coefficients"]["alpha"] == pytest.approx(0.36, rel=0.15)
 
 
 def test_extrapolation_scores_only_what_lies_beyond_the_cut(runs):
     cuts = compute_cuts(runs)
     assert cuts and cuts == sorted(cuts)
-    table = extrapolation(runs, Choices())
+    table = [*map(written, extrapolation(runs, Choices()))]
     for cut, entry in zip(cuts, table, strict=True):
         assert (
             entry["rows"] == (runs.flops <= cut * 1.001).sum() and entry["rows_beyond"] == (runs.flops > 3 * cut).sum()
@@ -131,13 +133,13 @@ def test_extrapolation_scores_only_what_lies_beyond_the_cut(runs):
         assert entry["rmse"] >= abs(entry["bias"])
     assert table[-1]["rmse"] < 0.02
     worse = replace(runs, loss=np.where(runs.flops > 5e12, 1.2 * runs.loss, runs.loss))
-    assert extrapolation(worse, Choices())[-1]["bias"] < -0.1
+    assert extrapolation(worse, Choices())[-1].bias < -0.1
 
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the published points are not beside this checkout")
 def test_published_standard_errors_come_out_of_numpys_seed_42():
     choices = Choices(drop_highest_loss=5, bootstrap=4000, seed=42)
-    law = fit_all(read_runs(REFERENCE), choices, approaches=["parametric"], tables=False)
+    law = fit_all(read_runs(REFERENCE), choices, approaches=["parametric"], tables=False).to_json()
     fit = law["approaches"]["parametric"]
     assert len(law["dropped"]) == 5 and law["rows"] == 240
     published = {"A_se": 124.522, "B_se": 1293.284, "E_se": 0.02566, "alpha_se": 0.01540, "beta_se": 0.02060}

@@ -8,15 +8,17 @@ import pytest
 from scipy.stats import t
 
 from gptjax.laws.analysis import fit_all
+from gptjax.laws.approaches import bootstrap
 from gptjax.laws.envelope import envelope
 from gptjax.laws.fit import MIN_DRAWS, Choices
-from gptjax.laws.forms import BESIROGLU_2024 as LAW
-from gptjax.laws.forms import PowerLaw
 from gptjax.laws.isoflop import isoflop
+from gptjax.laws.law import PowerLaw
 from gptjax.laws.predict import forecaster, predict
+from gptjax.laws.published import BESIROGLU_2024 as LAW
+from gptjax.laws.record import Analysis
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.table import PAIRED, Runs
-from gptjax.laws.uncertainty import WIDE, Draws, Noise, bootstrap, judged, noise_of_one
+from gptjax.laws.uncertainty import SAYS_NOTHING, Draws, Noise, judged, noise_of_one
 from gptjax.run.validation import paired_errors
 
 GRID = ladder(LAW, np.geomspace(6e18, 3e21, 5))
@@ -29,8 +31,8 @@ def horizons(noise: float, seed: int = 0, **columns: float) -> Runs:
     return simulate(LAW, n, n * ratio, noise=noise, seed=seed, **columns)
 
 
-def width(law: dict, approach: str) -> float:
-    return float(np.ptp(law["approaches"][approach]["a_interval"]))
+def width(law: Analysis, approach: str) -> float:
+    return float(np.ptp(law.approaches[approach].a_interval))
 
 
 @pytest.mark.parametrize("interp", ["parabola", "akima"])
@@ -42,11 +44,11 @@ def test_a_small_error_of_the_evaluation_makes_no_interval_narrower(interp):
             for se in (math.nan, 1e-4, 0.05)
         )
         for approach in both:
-            if bare["approaches"][approach]["a"] is None:
+            if bare.approaches[approach].a is None:
                 continue
             assert width(given, approach) == pytest.approx(width(bare, approach), rel=1e-6)
-            assert bare["approaches"][approach]["interval"]["noise_from"] in ("law", "parabolas")
-            assert large["approaches"][approach]["interval"]["noise_from"] == "evaluation"
+            assert bare.approaches[approach].interval.noise_from in ("law", "parabolas")
+            assert large.approaches[approach].interval.noise_from == "evaluation"
 
 
 def test_the_envelopes_intervals_hold_the_truth_where_budgets_are_scattered():
@@ -66,14 +68,14 @@ def test_no_fit_is_ok_whose_interval_excludes_its_estimate_or_says_nothing():
     for seed in range(2):
         few = ladder(LAW, (6e18, 1e20, 3e21), sizes=5)
         for runs in (horizons(0.03, seed), simulate(LAW, *few, noise=0.02, seed=seed)):
-            for found in fit_all(runs, Choices(bootstrap=60, seed=seed), tables=False)["approaches"].values():
-                statuses.add(found["status"])
-                if found["status"] != "ok":
-                    assert found["reasons"]
+            for found in fit_all(runs, Choices(bootstrap=60, seed=seed), tables=False).approaches.values():
+                statuses.add(found.status)
+                if not found.ok:
+                    assert found.reasons
                     continue
                 for name in "ab":
-                    low, high = found[f"{name}_interval"]
-                    assert low <= found[name] <= high < low + WIDE
+                    low, high = getattr(found, f"{name}_interval")
+                    assert low <= getattr(found, name) <= high < low + SAYS_NOTHING
     assert statuses == {"ok", "degenerate", "refused"}
 
 
@@ -110,9 +112,9 @@ def test_a_few_draws_make_no_interval_and_no_prediction_has_one():
     runs = simulate(LAW, *GRID, noise=0.004, seed=0)
     for draws in (1, MIN_DRAWS - 1, MIN_DRAWS):
         law = fit_all(runs, Choices(bootstrap=draws), tables=False)
-        for found in law["approaches"].values():
-            assert (found["a_interval"] is None) == (found["b_interval"] is None) == (draws < MIN_DRAWS)
-            assert any(f"--bootstrap {draws} gives no interval" in reason for reason in found["reasons"]) == (
+        for found in law.approaches.values():
+            assert (found.a_interval is None) == (found.b_interval is None) == (draws < MIN_DRAWS)
+            assert any(f"--bootstrap {draws} gives no interval" in reason for reason in found.reasons) == (
                 draws < MIN_DRAWS
             )
         assert (predict(forecaster(law), flops=1e22)["params_interval"] is None) == (draws < MIN_DRAWS)

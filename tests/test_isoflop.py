@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptjax.errors import BadInput
-from gptjax.laws.forms import HOFFMANN_2022, ChinchillaLaw
+from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.isoflop import _distinct, isoflop, refit_noise
+from gptjax.laws.published import HOFFMANN_2022
 from gptjax.laws.table import Runs
 
 PLANTED = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)

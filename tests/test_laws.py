@@ -11,11 +11,13 @@ import pytest
 
 from gptjax.errors import BadInput
 from gptjax.laws.analysis import fit_all, require_law
+from gptjax.laws.approaches import BY_NAME
 from gptjax.laws.envelope import envelope
-from gptjax.laws.families import CHINCHILLA, KAPLAN, TIED, saturating
-from gptjax.laws.fit import APPROACHES, Choices
-from gptjax.laws.forms import KAPLAN_2020, ChinchillaLaw, SaturatingLaw
-from gptjax.laws.parametric import FEW, parametric
+from gptjax.laws.fit import Choices
+from gptjax.laws.forms import CHINCHILLA, KAPLAN, TIED, ChinchillaLaw, SaturatingLaw, saturating
+from gptjax.laws.parametric import parametric
+from gptjax.laws.published import KAPLAN_2020
+from gptjax.laws.record import Analysis
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.table import Runs, read_runs
 
@@ -36,11 +38,11 @@ def runs() -> Runs:
 
 @pytest.fixture(scope="module")
 def law(runs: Runs) -> dict:
-    return fit_all(runs, Choices(bootstrap=200), tables=False)
+    return fit_all(runs, Choices(bootstrap=200), tables=False).to_json()
 
 
 def test_each_approach_recovers_the_planted_law_within_its_interval(law):
-    for name in APPROACHES:
+    for name in BY_NAME:
         fit = law["approaches"][name]
         assert fit["status"] == "ok", fit["reasons"]
         for exponent, truth in (("a", PLANTED.a), ("b", PLANTED.b)):
@@ -64,20 +66,20 @@ def test_other_forms_are_recovered_from_their_own_losses():
     n, d = GRID
     tied = ChinchillaLaw(400, 900, 1.7, 0.35, 0.35)
     by_c = SaturatingLaw("flops", 1e14, 0.2, 1.5)
-    for family, form, values in (
+    for form, law, values in (
         (TIED, tied, (n, d)),
         (KAPLAN, KAPLAN_2020, (n, d)),
         (saturating("flops"), by_c, (6 * n * d,)),
     ):
-        exact = replace(planted(noise=0), loss=form.loss(*values))
-        fit = parametric(exact, Choices(loss="lsq-log"), family=family)
-        found = [getattr(fit.law, name) for name in family.coefficients]
-        assert found == pytest.approx([getattr(form, name) for name in family.coefficients], rel=1e-5), family.name
+        exact = replace(planted(noise=0), loss=law.loss(*values))
+        fit = parametric(exact, Choices(loss="lsq-log"), form=form)
+        found = [getattr(fit.law, name) for name in form.names]
+        assert found == pytest.approx([getattr(law, name) for name in form.names], rel=1e-5), form.name
 
 
 def test_weights_are_what_they_say(runs):
     """Weight 0 is absence, weight 2 is twice the row, and noise weighs by the inverse square."""
-    few = {"starts": CHINCHILLA.starts[FEW]}
+    few = {"starts": CHINCHILLA.few_starts}
     weights = np.ones(len(runs))
     weights[3], weights[5] = 0, 2
     rows = np.append(np.delete(np.arange(len(runs)), 3), 5)
@@ -98,7 +100,7 @@ def test_what_cannot_be_known_is_refused_or_degenerate():
     assert envelope(one_size).status == "refused" and parametric(one_size).status == "refused"
     assert "5 coefficients" in parametric(runs.take(np.arange(4))).reasons[0]
     whole = fit_all(one_size, Choices(bootstrap=10))
-    assert {fit["status"] for fit in whole["approaches"].values()} == {"refused"}
+    assert {fit.status for fit in whole.approaches.values()} == {"refused"}
     with pytest.raises(BadInput, match="no approach gives a law of these"):
         require_law(whole)
     one_budget = runs.take(np.flatnonzero(np.isclose(runs.flops, runs.flops[0])))
@@ -132,9 +134,10 @@ def test_the_json_is_strict_and_names_every_row_used_or_dropped(law, runs):
     assert json.loads(json.dumps(law, allow_nan=False)) == law
     for fit in law["approaches"].values():
         assert {*fit["used"], *(drop["run"] for drop in fit["dropped"])} >= set(runs.run)
-    assert fit_all(runs, Choices(bootstrap=200), tables=False) == law  # the same seed, the same intervals
+    assert Analysis.from_json(law).to_json() == law
+    assert fit_all(runs, Choices(bootstrap=200), tables=False).to_json() == law  # the same seed, the same intervals
     dropped = fit_all(runs, Choices(bootstrap=10, drop_highest_loss=2), approaches=["isoflop"], tables=False)
-    assert dropped["rows"] == len(runs) - 2 and "highest" in dropped["dropped"][0]["reason"]
+    assert dropped.rows == len(runs) - 2 and "highest" in dropped.dropped[0].reason
 
 
 @pytest.mark.skipif(not REFERENCE.exists(), reason="the published points are not beside this checkout")

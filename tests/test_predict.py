@@ -11,7 +11,7 @@ from gptjax.errors import BadInput
 from gptjax.files import write_json
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.fit import Choices
-from gptjax.laws.forms import BESIROGLU_2024, ChinchillaLaw
+from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.predict import (
     NoForecast,
     constrain,
@@ -24,6 +24,8 @@ from gptjax.laws.predict import (
     score,
     serve,
 )
+from gptjax.laws.published import BESIROGLU_2024
+from gptjax.laws.record import Analysis
 from gptjax.laws.simulate import ladder, simulate
 
 OPTIMIZED = True
@@ -33,11 +35,11 @@ RUNS = simulate(LAW, *ladder(LAW, (1e11, 3e11, 1e12, 3e12)), noise=0.003, seed=0
 
 @pytest.fixture(scope="module")
 def law() -> dict:
-    return fit_all(RUNS, Choices(bootstrap=200), tables=False)
+    return fit_all(RUNS, Choices(bootstrap=200), tables=False).to_json()
 
 
 def test_each_question_finds_the_planted_optimum_within_its_interval(law):
-    best, f = LAW.optimum(flops=1e13), forecaster(law)
+    best, f = LAW.optimum(flops=1e13), forecaster(Analysis.from_json(law))
     for name in ("flops", "params", "tokens", "loss"):
         said = predict(f, **{name: getattr(best, name)})
         assert said[name] == pytest.approx(getattr(best, name), rel=1e-12)
@@ -53,7 +55,7 @@ def test_each_question_finds_the_planted_optimum_within_its_interval(law):
 
 
 def test_what_cannot_be_asked_is_one_line(law):
-    f = forecaster(law)
+    f = forecaster(Analysis.from_json(law))
     for asked in (
         {},
         {"flops": 1e13, "loss": 2.0},
@@ -81,19 +83,19 @@ def test_a_published_law_predicts_without_intervals():
 def test_a_degenerate_law_forecasts_only_when_forced(law):
     rising = replace(RUNS, loss=3 * RUNS.params**0.05)
     bad = fit_all(rising, Choices(bootstrap=20), approaches=["parametric"], tables=False)
-    assert bad["approaches"]["parametric"]["status"] == "degenerate"
+    assert bad.parametric and bad.parametric.status == "degenerate"
     with pytest.raises(NoForecast, match="degenerate"):
         forecaster(bad)
     outside = json.loads(json.dumps(law))
     outside["approaches"]["parametric"] |= {"status": "degenerate", "reasons": ["E is above the least loss"]}
     with pytest.raises(NoForecast, match="--force"):
-        forecaster(outside)
-    said = predict(forecaster(outside, force=True), flops=1e13)
+        forecaster(Analysis.from_json(outside))
+    said = predict(forecaster(Analysis.from_json(outside), force=True), flops=1e13)
     assert "E is above the least loss" in said["forced"] and "FORCED" in describe(said)
 
 
 def test_serving_wants_a_smaller_model_and_scarce_data_costs_loss(law):
-    f = forecaster(law)
+    f = forecaster(Analysis.from_json(law))
     said = predict(f, flops=1e13)
     served = serve(f, said["loss"], 1e9)
     assert served["params"] < said["params"] and served["params_interval"][0] < served["params"]
@@ -109,7 +111,7 @@ def test_serving_wants_a_smaller_model_and_scarce_data_costs_loss(law):
 
 
 def test_a_prediction_is_written_once_scored_and_tamper_evident(tmp_path, law):
-    f = forecaster(law)
+    f = forecaster(Analysis.from_json(law))
     said, path = predict(f, params=200_000, tokens=8_000_000), tmp_path / "prediction.json"
     register(said, path)
     with pytest.raises(BadInput, match="not overwritten"):
@@ -130,7 +132,7 @@ def test_a_prediction_is_written_once_scored_and_tamper_evident(tmp_path, law):
 
 
 def test_the_loss_interval_widens_with_distance(law):
-    f = forecaster(law)
+    f = forecaster(Analysis.from_json(law))
     spans = [np.diff(np.log(predict(f, flops=c)["loss_interval"]))[0] for c in (1e12, 1e14, 1e16)]
     assert spans[0] < spans[1] < spans[2]
 
@@ -154,7 +156,7 @@ def test_flops_that_are_not_those_of_the_run_are_refused():
 
 
 def test_a_degenerate_law_says_so_and_how_to_use_it_all_the_same(tmp_path):
-    law = fit_all(RUNS, tables=False)
+    law = fit_all(RUNS, tables=False).to_json()
     fitted = law["approaches"]["parametric"]
     fitted |= {"status": "degenerate", "reasons": ["E is near 0"]}
     write_json(tmp_path / "law.json", law)

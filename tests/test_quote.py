@@ -11,7 +11,9 @@ from gptjax.laws.analysis import fit_all
 from gptjax.laws.fit import Choices
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.page import say_sentence
-from gptjax.laws.quote import as_text, quote, read_forecast
+from gptjax.laws.quote import as_text, read_forecast
+from gptjax.laws.quote import quote as quote_of
+from gptjax.laws.record import Analysis
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.table import Runs
 
@@ -27,7 +29,11 @@ def runs() -> Runs:
 
 @pytest.fixture(scope="module")
 def law(runs) -> dict:
-    return fit_all(runs, Choices(bootstrap=60), tables=False)
+    return fit_all(runs, Choices(bootstrap=60), tables=False).to_json()
+
+
+def quote(law: dict, forecast: dict | None = None) -> dict[str, str]:
+    return quote_of(Analysis.from_json(law), forecast)
 
 
 def changed(law: dict, **approaches: dict) -> dict:
@@ -97,10 +103,25 @@ def test_a_forecast_is_told_by_its_miss_in_half_widths(law, tmp_path):
 def test_other_forms_noise_coverage_and_choices_speak_up(law):
     known = changed(law)
     forms = [("chinchilla", 12.3), ("kaplan", 0.0), ("power law in tokens", None)]
-    known["forms"] = [{"form": form, "aicc": aicc, "status": "ok" if aicc is not None else "refused"}
+    nothing = {"coefficients": None, "rmse": None, "rmse_beyond": None, "cut": 1e12}
+    known["forms"] = [{**nothing, "form": form, "aicc": aicc, "status": "ok" if aicc is not None else "refused"}
                       for form, aicc in forms]  # fmt: skip
-    known["coverage"] = {"isoflop": {"fitted": 100, "covered": 0.7, "covered_interval": [0.6, 0.79]}}
-    known["choices"] = [{"status": "ok", "a": 0.4}, {"status": "ok", "a": 0.6}, {"status": "refused", "a": None}]
+    known["coverage"] = {
+        "isoflop": {"fitted": 100, "refused": 0, "truth": 0.5, "covered": 0.7, "covered_interval": [0.6, 0.79]}
+    }
+    known["choices"] = [
+        {
+            "status": "ok" if a else "refused",
+            "a": a,
+            "approach": "isoflop",
+            "choice": "",
+            "rows": 9,
+            "reason": "",
+            "a_interval": None,
+            "N_beyond": None,
+        }
+        for a in (0.4, 0.6, None)
+    ]
     known["evaluation"] = {"loss_se": 1.0, "between_runs": 1.0}
     against = quote(known)["against"]
     for words in ("'kaplan' fits the losses better", "AICc lower by 12.3", "only 70% of 100 simulated sweeps",
@@ -117,7 +138,7 @@ def test_where_nothing_speaks_against_it_that_is_all_that_is_claimed(law):
 
 @pytest.mark.parametrize("approach", ["isoflop", "parametric", "envelope"])
 def test_one_approach_alone_can_be_quoted(runs, approach):
-    law = fit_all(runs, Choices(bootstrap=60), approaches=[approach], tables=False)
+    law = fit_all(runs, Choices(bootstrap=60), approaches=[approach], tables=False).to_json()
     json.dumps(law["quote"], allow_nan=False)
     assert "C^" in law["quote"]["law"]
 

@@ -21,6 +21,7 @@ from gptjax.laws.fit import Choices
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.page import picture
 from gptjax.laws.predict import forecaster, predict, register
+from gptjax.laws.record import Analysis
 from gptjax.laws.report import write_report
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.style import TWINS
@@ -48,6 +49,9 @@ def words(figure: Figure) -> str:
     notes = [text for axes in figure.axes for text in (*axes.texts, axes.title, axes._left_title)]
     ticks = [text for axes in figure.axes for text in axes.get_yticklabels()]
     return " | ".join(text.get_text() for text in (*legends, *notes, *ticks))
+
+
+typed = Analysis.from_json
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +138,7 @@ def test_methods_answer_the_checklist(made, law):
     akima["approaches"]["parametric"] |= {"estimator": "lad"}
     akima["approaches"]["isoflop"]["interval"] |= {"resample": "params"}
     rows = CHOSEN.rows(read_runs(made[0] / "runs.csv"))
-    text = " ".join(report.methods(rows, akima, {}))
+    text = " ".join(report.methods(rows, typed(akima), {}))
     assert "Akima spline" in text and "sum of absolute errors" in text and "whole sizes drawn" in text
 
 
@@ -152,11 +156,11 @@ def test_a_degenerate_law_says_so_on_every_figure_of_it(runs, law):
         lambda law: plot.prediction_against_outcome(rows, law, said, None),
         lambda law: plot_doubt.bootstrap_clouds(law, narrow=True),
         lambda law: plot_doubt.profiles(law),
-        lambda law: plot_doubt.influence(rows, law),
+        lambda law: plot_doubt.influence_of_each(rows, law),
     ):
-        assert "degenerate" in words(draw(bad)) and "degenerate" not in words(draw(law))
-    assert "isoFLOP (refused)" in words(plot.optimum_against_compute(rows, bad, None))
-    assert "predicted, no interval" in words(plot.prediction_against_outcome(rows, law, said, None))
+        assert "degenerate" in words(draw(typed(bad))) and "degenerate" not in words(draw(typed(law)))
+    assert "isoFLOP (refused)" in words(plot.optimum_against_compute(rows, typed(bad), None))
+    assert "predicted, no interval" in words(plot.prediction_against_outcome(rows, typed(law), said, None))
 
 
 def test_no_choice_is_silently_absent(law):
@@ -164,20 +168,20 @@ def test_no_choice_is_silently_absent(law):
     entries[1] |= {"status": "refused", "a": None, "a_interval": None}
     entries[2] |= {"status": "degenerate", "a": 40.0, "a_interval": [-3.0, 90.0]}
     for narrow in (False, True):
-        figure = plot_doubt.choices_forest({"choices": entries}, narrow)
+        figure = plot_doubt.choices_forest(typed({**law, "choices": entries}), narrow)
         assert len(figure.axes[0].get_yticklabels()) == len(entries)
         assert words(figure).count("refused") == 1 and words(figure).count("degenerate") == 1
         assert figure.axes[0].get_xlim()[1] < 5  # a wild entry does not flatten the others
     nothing = [{**entry, "status": "refused", "a": None, "a_interval": None} for entry in entries]
-    assert words(plot_doubt.choices_forest({"choices": nothing})).count("refused") == len(entries)
-    text = " ".join(map(str, report._choices({"choices": entries})))
+    assert words(plot_doubt.choices_forest(typed({**law, "choices": nothing}))).count("refused") == len(entries)
+    text = " ".join(map(str, report._choices(typed({**law, "choices": entries}))))
     assert f"2 of {len(entries)} fits are refused" in text and "2 refused or degenerate, with reasons" in text
 
 
 def test_cuts_whose_fit_was_refused_or_degenerate_are_marked(law):
     cuts = [{**law["extrapolation"][0], "max_flops": c, "isoflop_N_ratio": None} for c in (1e11, 1e12, 1e13)]
     cuts[1] |= {"status": "degenerate", "rmse": 1e9, "bias": 1e9, "parametric_N_ratio": 1e30}
-    figure = plot_doubt.extrapolation_by_cut({**law, "extrapolation": cuts})
+    figure = plot_doubt.extrapolation_by_cut(typed({**law, "extrapolation": cuts}))
     assert "isoFLOP: refused" in words(figure) and "degenerate" in words(figure)
     errors, ratio = figure.axes
     assert errors.get_ylim()[1] < 100 and ratio.get_ylim()[1] <= plot_doubt.FAR**1.3
@@ -189,7 +193,7 @@ def test_regions_hold_the_share_of_draws_they_claim(law):
     theta[:20, 3:] *= 30  # a few far draws, as from a bootstrap that lost the law
     many = deepcopy(law)
     many["approaches"]["parametric"]["theta_draws"] = theta.tolist()
-    axes = plot_doubt.bootstrap_clouds(many).axes[0]
+    axes = plot_doubt.bootstrap_clouds(typed(many)).axes[0]
     (regions,) = (artist for artist in axes.collections if isinstance(artist, ContourSet))
     for path, share in zip(regions.get_paths(), (0.95, 0.68), strict=True):
         inside = np.zeros(len(theta), dtype=int)
@@ -203,18 +207,17 @@ def test_regions_hold_the_share_of_draws_they_claim(law):
 @pytest.mark.parametrize("interp", ["parabola", "akima"])
 def test_the_line_through_a_budget_has_its_minimum_where_the_diamond_is(runs, interp):
     choices = Choices(interp=interp, bootstrap=50)
-    law = fit_all(runs, choices, approaches=["isoflop"], tables=False)
+    law = fit_all(runs, choices, tables=False)
     axes = plot.isoflop_parabolas(runs, law).axes[0]
-    budgets = [budget for budget in law["approaches"]["isoflop"]["budgets"] if budget["N"]]
+    budgets = [budget for budget in law.isoflop.budgets if budget.N]
     assert budgets
     lines = [line for line in axes.lines if len(line.get_xdata()) == 80]
     for budget in budgets:
         assert any(
-            abs(np.min(line.get_ydata()) / budget["loss"] - 1) < 1e-4
-            and abs(np.log(line.get_xdata()[np.argmin(line.get_ydata())] / budget["N"])) < 0.06
+            abs(np.min(line.get_ydata()) / budget.loss - 1) < 1e-4
+            and abs(np.log(line.get_xdata()[np.argmin(line.get_ydata())] / budget.N)) < 0.06
             for line in lines
-        ), budget["C"]
-    law["approaches"] |= {"envelope": {"band": None}, "parametric": {"band": None}}
+        ), budget.C
     captions = [plate.caption for plate in report._optima(runs, law, None)]
     assert ("An Akima spline" if interp == "akima" else "A parabola") in captions[0]
 
@@ -225,11 +228,11 @@ def test_an_envelope_of_training_curves_is_said_to_be_one(runs, law, tmp_path):
         for name, n, d in zip(runs.run, runs.params, runs.tokens, strict=True)
     ]
     chosen = Choices(unfinished=True, bootstrap=50)
-    by_curves = fit_all(runs, chosen, approaches=["envelope"], curves=curves, tables=False)["approaches"]["envelope"]
+    by_curves = fit_all(runs, chosen, approaches=["envelope"], curves=curves, tables=False).envelope
     said = report._envelope_words(by_curves)
-    assert "training curves" in said and f"{100 * min(by_curves['run_share']):.0f} %" in said
-    drawn = deepcopy(law)
-    drawn["approaches"]["envelope"] = by_curves
+    assert "training curves" in said and f"{100 * min(by_curves.run_share):.0f} %" in said
+    drawn = typed(law)
+    drawn = replace(drawn, approaches={**drawn.approaches, "envelope": by_curves})
     legend = words(plot.loss_against_compute(runs, drawn, curves))
     assert "envelope of the training curves" in legend and "before the last 15 % of a run" in legend
     write_runs(tmp_path / "runs.csv", runs)
@@ -286,7 +289,7 @@ def test_no_legend_is_cut_and_no_tick_lies_on_another(made, law, runs, narrow):
     bad["extrapolation"] = [*cuts[:-1], {**cuts[-1], "status": "degenerate", "isoflop_N_ratio": None}]
     curves = report._counted(read_curves(made[0] / "curves.csv"), rows)
     record = json.loads((made[0] / "prediction.json").read_text())
-    for found in (law, bad):
+    for found in map(typed, (law, bad)):
         plates = (
             *report._optima(rows, found, record["prediction"]),
             *report._law(rows, found, curves),
@@ -325,7 +328,7 @@ def test_a_figure_stands_beside_the_page_in_every_form_with_its_numbers(made, la
 
 def test_a_figure_is_drawn_the_same_twice(runs, law):
     rows = CHOSEN.rows(runs)
-    first, second = (picture(lambda narrow: plot.residuals(rows, law, narrow), 1, "T", "") for _ in range(2))
+    first, second = (picture(lambda narrow: plot.residuals(rows, typed(law), narrow), 1, "T", "") for _ in range(2))
     assert first == second
 
 
@@ -333,7 +336,7 @@ def test_many_curves_are_bounded_and_that_is_said(runs, law):
     rows = CHOSEN.rows(runs)
     t = np.geomspace(1e4, 1e6, 30)
     curves = [Curve(str(i), 1e4 + i, t, 6e4 * t, 2 + t**-0.1) for i in range(1000)]
-    plates = {plate.name: plate for plate in report._law(rows, law, curves) if not isinstance(plate, str)}
+    plates = {plate.name: plate for plate in report._law(rows, typed(law), curves) if not isinstance(plate, str)}
     assert "300 of 1000 runs, picked at random" in plates["loss_compute"].caption
     lines = plates["training"].draw(False).axes[0].lines
     assert len(lines) == report.CURVES

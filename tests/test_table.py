@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptjax.errors import BadInput
-from gptjax.files import plain, write_json
+from gptjax.files import write_json
 from gptjax.laws.analysis import fit_all, require_law
 from gptjax.laws.envelope import envelope
 from gptjax.laws.fit import Choices
@@ -67,7 +67,7 @@ def write(tmp_path, text):
 
 
 def equal(a: Runs, b: Runs):
-    for name in (field.name for field in fields(Runs) if field.name not in ("counts", "facts", "dropped")):
+    for name in (field.name for field in fields(Runs) if field.name not in ("counts", "facts", "cells", "dropped")):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), name)
     assert a.conventions == b.conventions and a.facts.keys() == b.facts.keys()
     for name in a.conventions:
@@ -75,6 +75,9 @@ def equal(a: Runs, b: Runs):
         np.testing.assert_array_equal(asdict(a.counts[name])["flops"], asdict(b.counts[name])["flops"])
     for name in a.facts:
         np.testing.assert_array_equal(a.fact(name), b.fact(name))
+    assert a.cells.keys() == b.cells.keys()
+    for name in a.cells:
+        np.testing.assert_array_equal(a.cells[name], b.cells[name])
 
 
 def test_conventions_are_those_of_the_models_and_count_what_a_sweep_recorded(sweep_table):
@@ -306,7 +309,7 @@ def test_any_small_table_gives_a_law_or_a_line(rows):
         path.write_text("params,tokens,loss\n" + "".join(f"{n},{20 * d},{loss}\n" for n, d, loss in rows))
         try:
             law = fit_all(read_runs(path), Choices(bootstrap=40))
-            write_json(Path(folder, "law.json"), plain(law))
+            write_json(Path(folder, "law.json"), law.to_json())
             require_law(law)
             predict(read_forecaster(folder, force=True), flops=1e20)
         except BadInput as error:
@@ -321,7 +324,7 @@ def test_a_rate_sweep_of_few_cells_is_fitted_without_a_law_of_size():
         Path(folder, "runs.csv").write_text(table)
         law = fit_all(read_runs(Path(folder, "runs.csv")))
         require_law(law)  # the rates are what it tells
-        assert len(law["hyper"]["lr"]["cells"]) == 3
+        assert len(law.hyper["lr"]["cells"]) == 3
         assert "learning rate" in write_report(Path(folder), sweeps=0).read_text()
 
 

@@ -99,7 +99,7 @@ def writable(path: Path) -> None:
         raise BadInput(f"{path.parent} is not a directory; make it, or write {path.name} elsewhere")
 
 
-WRITTEN = ("json", "csv", "register")  # the flags of all verbs that name a file to write
+WRITTEN = ("json", "csv", "register", "figure")  # the flags of all verbs that name a file to write
 RECORDS = ("config.json", "facts.json", "plan.json", "prediction.json", "result.json", "runs.csv", "curves.csv",
            "runs.parquet", "weights.json")  # what verbs read of a directory  # fmt: skip
 

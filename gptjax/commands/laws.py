@@ -1,21 +1,27 @@
-"""The verbs of laws: fit, report, predict, score, plan, selftest."""
+"""The verbs of laws: fit, report, predict, score, plan, keys, selftest."""
 
 import argparse
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gptjax.commands.arguments import Verb, directory, existing, tables_of
+from gptjax.commands.arguments import Verb, directory, existing, load, tables_of
 from gptjax.errors import BadInput
 from gptjax.jobs.process import use_compilation_cache
+
+if TYPE_CHECKING:
+    from gptjax.laws.record import Analysis, Found
+    from gptjax.laws.table import Runs
 
 
 def add(verb: Verb) -> None:
     fit = verb("fit", run_fit, "fit the law to a table of runs")
     fit.add_argument("table", type=directory, metavar="TABLE|DIR", help="CSV or parquet, or a sweep")
-    fit.add_argument("--approach", default="all", choices=("envelope", "isoflop", "parametric", "all"))
+    fit.add_argument("--approach", default="all", metavar="NAME", help="envelope, isoflop, parametric or all")
     fit.add_argument("--coverage", type=int, default=0, metavar="N", help="sweeps simulated to test the intervals")
+    fit.add_argument("--by", default="", metavar="COLUMN", help="fit the rows of each value apart, and compare them")
+    fit.add_argument("--figure", type=Path, metavar="FILE", help="with --by: draw loss against compute by arm (.png)")
     fit.add_argument("--curves", type=Path, metavar="FILE", help="training curves for the envelope, as in curves.csv")
     with_choices(fit)
     fit.add_argument("--json", type=Path, metavar="FILE")
@@ -35,6 +41,10 @@ def add(verb: Verb) -> None:
     predict.add_argument("law", metavar="LAW", help="law.json, a directory with one, or a published law's name")
     for name, unit in (("flops", "FLOPs"), ("params", "parameters"), ("tokens", "tokens"), ("loss", "nats a token")):
         predict.add_argument(f"--{name}", type=float, metavar="X", help=f"the run's {unit}")
+    predict.add_argument("--form", default="", metavar="FILE[:NAME]", help="the file that makes the form of the law")
+    predict.add_argument(
+        "--at", action="append", default=[], metavar="COLUMN=X", help="hold another column that the law reads at X"
+    )
     predict.add_argument("--inference-tokens", type=float, metavar="X", help="tokens to be served: add their FLOPs")
     predict.add_argument("--unique-tokens", type=float, metavar="X", help="repeat the data beyond so many tokens")
     predict.add_argument("--devices", type=Path, metavar="FILE", help="your own table in the place of devices.csv")
@@ -52,6 +62,7 @@ def add(verb: Verb) -> None:
     plan = verb("plan", run_plan, "propose a sweep, and the next cells, for an allowance of FLOPs")
     plan.add_argument("--flops", required=True, type=float, metavar="X", help="FLOPs to spend")
     plan.add_argument("--law", default="besiroglu-2024", help="law.json or a published law (default: %(default)s)")
+    plan.add_argument("--form", default="", metavar="FILE[:NAME]", help="the file that makes the form of the law")
     plan.add_argument("--table", type=directory, metavar="TABLE|DIR", help="runs already done: propose what to add")
     plan.add_argument("--target", type=float, metavar="C", help="FLOPs at which the loss matters most")
     plan.add_argument("--goal", default="a", help="what to know best: a, loss or params at the target (default: a)")
@@ -60,15 +71,24 @@ def add(verb: Verb) -> None:
     plan.add_argument("--noise", type=float, help="sd of one run's log loss (default: the law's, else .01)")
     plan.add_argument("--json", type=Path, metavar="FILE")
 
+    verb("keys", run_keys, "list every key of law.json, as docs/law.json.md does")
+
     test = verb("selftest", run_selftest, "recover planted laws and a known entropy")
     test.add_argument("--sweeps", type=int, default=50, help="simulated sweeps per law (default: %(default)s)")
     test.add_argument("--steps", type=int, default=400, help="steps of the Markov run (default: %(default)s)")
     test.add_argument("--json", type=Path, metavar="FILE")
 
 
+def run_keys(args: argparse.Namespace) -> None:
+    from gptjax.commands.listing import keys_as_markdown
+
+    print(keys_as_markdown(), end="")
+
+
 def with_choices(sub: argparse.ArgumentParser) -> None:
     choice = sub.add_argument_group("choices").add_argument
     choice("--convention", default="", metavar="NAME", help="of N and C, as 6n_non_embedding (default: the table's)")
+    choice("--form", default="chinchilla", metavar="NAME", help="of the parametric law, or FILE[:NAME] that makes one")
     choice("--drop-highest-loss", type=int, default=0, metavar="K", help="leave out the K highest losses")
     choice("--loss", default="huber", help="huber, lad, lsq-log or lsq: how the parametric fit weighs errors")
     choice("--delta", type=float, default=1e-3, help="of huber (default: %(default)s)")
@@ -87,51 +107,111 @@ def choices_of(args: argparse.Namespace) -> Any:
     if args.coverage is not None and args.coverage < 0:
         raise BadInput(f"--coverage {args.coverage} counts sweeps; give 0 or more")
 
-    return Choices(**{field.name: getattr(args, field.name) for field in fields(Choices)})
+    given = {field.name: getattr(args, field.name) for field in fields(Choices)}
+    return Choices(**given | {"form": form_of(args.form)})
 
 
 def run_fit(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from gptjax.files import write_json
-    from gptjax.laws import coverage
     from gptjax.laws.analysis import fit_all, require_law
-    from gptjax.laws.fit import APPROACHES
-    from gptjax.laws.quote import as_text, quote, read_forecast
+    from gptjax.laws.approaches import BY_NAME
+    from gptjax.laws.quote import quote, read_forecast
     from gptjax.laws.table import read_curves, read_runs
 
     table = tables_of(args.table) / "runs.csv" if args.table.is_dir() else args.table
-    approaches = APPROACHES if args.approach == "all" else (args.approach,)
+    if args.approach not in (*BY_NAME, "all"):
+        raise BadInput(f"--approach {args.approach!r} is not known; use one of {', '.join(BY_NAME)} or all")
+    approaches = tuple(BY_NAME) if args.approach == "all" else (args.approach,)
     curves = read_curves(args.curves) if args.curves else None
     settings = {"approaches": approaches, "curves": curves, "tables": bool(args.json), "sweeps": args.coverage}
     runs = read_runs(table)
     for warning in runs.warnings:
         print(f"gptjax: {warning}", file=sys.stderr)
+    if args.figure and not args.by:
+        raise BadInput("--figure draws arms; name the column that tells them apart: --by COLUMN")
+    if args.by:
+        return run_arms(args, runs, settings)
     with tqdm(total=args.coverage, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
         law = fit_all(runs, choices_of(args), **settings, done=bar.update)
     require_law(law)
     if args.table.is_dir():
-        law["quote"] = quote(law, read_forecast(args.table))
+        law = replace(law, quote=quote(law, read_forecast(args.table)))
     if args.json:
-        write_json(args.json, law)
-    for name, found in law["approaches"].items():
-        print("\n  ".join([f"{name}: {found['status']}; {describe_fit(found)}", *found["reasons"]]))
-    if "coverage" in law:
-        print(coverage.describe(law["coverage"]))
-    print(f"\n{as_text(law['quote'])}")
+        write_json(args.json, law.to_json())
+    print(describe_law(law))
 
 
-def describe_fit(found: dict[str, Any]) -> str:
-    """Say a fit in a line: exponents with 95 % intervals and the parametric law."""
-    if found["a"] is None:
+def describe_law(law: "Analysis") -> str:
+    """Lay a fit out for a terminal: a line for each approach, and what to quote."""
+    from gptjax.laws import coverage
+    from gptjax.laws.quote import as_text
+
+    lines = []
+    for name, found in law.approaches.items():
+        lines += [f"{name}: {found.status}; {describe_fit(found)}", *(f"  {reason}" for reason in found.reasons)]
+    if law.coverage:
+        lines.append(coverage.describe(law.coverage))
+    return "\n".join([*lines, "", as_text(law.quote)])
+
+
+def run_arms(args: argparse.Namespace, runs: "Runs", settings: dict[str, Any]) -> None:
+    """Fit each value of a column apart, and say how the arms compare."""
+    from gptjax.files import write_file, write_json
+    from gptjax.laws import compare, plot
+    from gptjax.laws.drawn import to_png
+
+    if settings.pop("curves"):
+        raise BadInput("--curves are of one table's runs; fit arms without them")
+    arms = compare.fit_arms(runs, args.by, choices_of(args), **settings)
+    if args.json:
+        write_json(args.json, arms.to_json())
+    if args.figure:
+        write_file(args.figure, to_png(plot.loss_by_arm(runs.arms(args.by), arms)))
+    blocks = [f"{args.by} {name}\n{describe_law(law)}" for name, law in arms.arms.items()]
+    print("\n\n".join([*blocks, "\n".join(map(compare.describe, arms.compared))]))
+
+
+def describe_fit(found: "Found") -> str:
+    """Say a fit in a line: exponents with 95 % intervals and the coefficients of the parametric law."""
+    from gptjax.laws.record import ParametricFound
+
+    if found.a is None:
         return "no law"
+    known = {"a": (found.a, found.a_interval), "b": (found.b, found.b_interval)}
+    further = ""
+    if isinstance(found, ParametricFound):
+        known |= {name: (each.value, each.interval) for name, each in found.coefficients.items()}
+        further = "".join(f", at {name} = {value:.4g}" for name, value in found.held.items())
     text = ", ".join(
-        f"{name} {found[name]:.4g}" + (f" [{low:.4g}, {high:.4g}]" if low is not None else "")
-        for name in ("a", "b", "A", "B", "E", "alpha", "beta")
-        if name in found
-        for low, high in [found.get(f"{name}_interval") or (None, None)]
+        f"{name} {value:.4g}" + (f" [{ends[0]:.4g}, {ends[1]:.4g}]" if ends else "")
+        for name, (value, ends) in known.items()
     )
-    return f"{text}; {len(found['used'])} points used, {len(found['dropped'])} dropped"
+    return f"{text}{further}; {len(found.used)} points used, {len(found.dropped)} dropped"
+
+
+def form_of(text: str) -> str:
+    """Give the name of a form; a form that a Python file makes gets its row in the table of forms."""
+    from gptjax.laws.forms import FORMS, Form
+
+    if ":" not in text and not text.endswith(".py"):
+        return text
+    form = load(text, Form, "form")
+    FORMS[form.name] = form
+    return form.name
+
+
+def held_of(texts: list[str]) -> dict[str, float]:
+    """Read the values at which a forecast holds columns."""
+    held = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            held[name] = float(value)
+        except ValueError:
+            raise BadInput(f"--at {text} is not COLUMN=X with a number X; give one, as annealing=0.5") from None
+    return held
 
 
 def run_report(args: argparse.Namespace) -> None:
@@ -151,13 +231,15 @@ CONSTRAINED = "The best run of this budget where tokens beyond the unique ones a
 
 
 def run_predict(args: argparse.Namespace) -> None:
+    if args.form:
+        form_of(args.form)
     from gptjax.devices import devices
     from gptjax.files import write_json
     from gptjax.laws import predict as laws
     from gptjax.laws.table import read_runs
     from gptjax.sweep import advice
 
-    forecaster = laws.read_forecaster(args.law, args.force)
+    forecaster = laws.read_forecaster(args.law, args.force, held_of(args.at))
     asked = {name: getattr(args, name) for name in ("flops", "params", "tokens", "loss", "unique_tokens")}
     said = laws.predict(forecaster, **asked)
     extra = {}
@@ -166,7 +248,7 @@ def run_predict(args: argparse.Namespace) -> None:
     exact = "unique_tokens" in said  # the run itself was given, and its loss allows for what is repeated
     if args.unique_tokens is not None:
         extra["constrained"] = said if exact else laws.constrain(forecaster, said["flops"], args.unique_tokens)
-    hyper = None if args.law in laws.PUBLISHED else laws.read_law(args.law).get("hyper")
+    hyper = None if args.law in laws.PUBLISHED else laws.read_law(args.law).hyper
     layers_only = said["params"] if said["convention"].startswith("6n_non_embedding") else None
     advised = advice.advise(
         said["params"],
@@ -219,24 +301,24 @@ def run_score(args: argparse.Namespace) -> None:
 
 
 def run_plan(args: argparse.Namespace) -> None:
+    if args.form:
+        form_of(args.form)
     from gptjax.files import plain, write_json
     from gptjax.laws import design
-    from gptjax.laws.forms import ChinchillaLaw
     from gptjax.laws.predict import PUBLISHED, read_forecaster, read_law
     from gptjax.laws.table import read_runs
 
     forecaster = read_forecaster(args.law, force=True)
-    if not isinstance(forecaster.law, ChinchillaLaw):
-        raise BadInput(f"{args.law} is not a Chinchilla law, which the design needs; use another, as besiroglu-2024")
     if forecaster.forced:
         print(f"gptjax: {args.law} is {forecaster.forced}; the plan is as good as that law", file=sys.stderr)
     law, noise = forecaster.law, (forecaster.noise or 0.01) if args.noise is None else args.noise
     goal: Any = args.goal
     plan: Any
     if args.table:
-        settings = {} if args.law in PUBLISHED else read_law(args.law)["settings"]
         done = read_runs(tables_of(args.table) / "runs.csv" if args.table.is_dir() else args.table)
-        done = done.counted(settings.get("convention", "")).tuned()
+        if args.law not in PUBLISHED:
+            done = done.counted(read_law(args.law).settings.convention)
+        done = done.tuned()
         plan = design.next_cells(
             law, done.params, done.tokens, args.flops, noise=noise, goal=goal, target_flops=args.target
         )
@@ -252,12 +334,13 @@ def run_selftest(args: argparse.Namespace) -> None:
     if args.sweeps < 1 or args.steps < 100:
         raise BadInput(f"--sweeps {args.sweeps} must be at least 1 and --steps {args.steps} at least 100")
     use_compilation_cache()
-    from gptjax.files import plain, write_json
+    from gptjax.files import write_json
+    from gptjax.laws.codec import written
     from gptjax.selftest import describe, selftest
 
-    result = plain(selftest(args.sweeps, args.steps))
+    result = selftest(args.sweeps, args.steps)
     if args.json:
-        write_json(args.json, result)
+        write_json(args.json, written(result))
     print(describe(result))
     if not result["markov"].get("sound"):
         sys.exit(1)

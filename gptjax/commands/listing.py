@@ -7,7 +7,8 @@ import json
 import textwrap
 import tokenize
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from gptjax.fields import hints, in_words
 
@@ -77,6 +78,55 @@ def as_markdown(kinds: dict[str, type]) -> str:
             meaning = f.text.replace("|", "\\|") + (" (*how*)" if f.how else "")
             parts.append(f"| `{f.path}` | {default} | {f.kind} | {meaning} |\n")
     return "".join(parts)
+
+
+def keys_as_markdown() -> str:
+    """Write the page that lists every key of law.json: a table for each type in it, made of its comments."""
+    from gptjax.laws.record import PARTS, Analysis, Found
+
+    sections: dict[type, str] = {Analysis: "law.json", Found: "approaches.NAME"}
+    sections |= {part: f"approaches.{name}" for name, part in PARTS.items()}
+    parts = [
+        "# Every key of law.json\n\nMade by `gptjax keys > docs/law.json.md`. Every sweep writes this object, and so "
+        "does `gptjax fit TABLE --json FILE`.\nN is parameters, D tokens, C FLOPs; N\\* and D\\* are compute-optimal. "
+        "`null` stands where there is no number.\n[laws.md](laws.md) says how each number is found.\n"
+    ]
+    written: set[type] = set()
+    while waiting := [kind for kind in sections if kind not in written]:
+        for kind in waiting:
+            written.add(kind)
+            texts, kinds = comments(kind), hints(kind)
+            beside = " It has these keys besides those of every approach." if kind in PARTS.values() else ""
+            parts.append(
+                f"\n## {sections[kind]}\n\n{inspect.getdoc(kind)}{beside}\n\n| key | holds | meaning |\n|---|---|---|\n"
+            )
+            for name in texts:
+                text = texts[name].replace("|", "\\|")
+                parts.append(f"| `{name}` | {_holds(kinds[name], sections)} | {text} |\n")
+    return "".join(parts)
+
+
+def _holds(kind: Any, sections: dict[type, str]) -> str:
+    """Name the type of a key, with a link where it is an object; a type met for the first time gets a section."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        return " or ".join(_holds(one, sections) for one in inner)
+    if origin is list:
+        return f"list: {_holds(inner[0], sections)}"
+    if origin is dict:
+        return f"object: {_holds(inner[1], sections)} by name"
+    if origin is tuple:
+        return f"list of {len(inner)}: {_holds(inner[0], sections)}"
+    if origin is Literal:
+        return ", ".join(map(str, inner))
+    if kind is Any:
+        return "any"
+    if is_dataclass(kind) and isinstance(kind, type) and kind.__module__.startswith("gptjax.laws"):
+        if kind.__name__ == "Choices":
+            return "object: the options of `gptjax fit`"
+        title = sections.setdefault(kind, kind.__name__)
+        return f"[{title}](#{title.lower().replace('.', '')})"
+    return in_words(kind)
 
 
 def shown(value: Any) -> str:

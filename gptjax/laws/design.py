@@ -6,6 +6,7 @@ runs on a few corners, where no fit can notice a wrong form; so a grid that brac
 and only its repeats, or runs added later, are placed by c-optimality (Pukelsheim 1993).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -15,17 +16,19 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
 from gptjax.errors import BadInput
-from gptjax.laws.families import sensitivity
 from gptjax.laws.forms import ChinchillaLaw
+from gptjax.laws.law import Floats, HeldLaw, Law
 from gptjax.laws.simulate import ladder
-from gptjax.laws.table import Floats, short
+from gptjax.laws.table import short
 
 Goal = Literal["a", "params", "loss"]
 TOKENS_PER_PARAM = (1.0, 1000.0)  # beyond these no run is proposed
 LEAST_PARAMS = 1e3
 LEAST_BUDGETS, LEAST_SIZES = 3, 4  # fewer show neither a bent power law nor a parabola that does not fit
 SHIFTS = (0.0, 0.25, 0.5, 0.75)  # of the ladder of sizes, in rungs: the best is proposed
-GRID = 25  # candidates for a next run, along C and along D/N
+SLOPE_STEP, NEAR = 1e-3, 3.0  # of theta, and of C, for slopes by differences
+TOLD = 1e-6  # of the largest singular value: a direction of theta with a smaller one is not told
+CANDIDATES = 25  # candidates for a next run, along C and along D/N
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Cell:
 class Design:
     """A sweep and what is expected of it; paid is below credited where a size's runs share a trunk."""
 
-    law: ChinchillaLaw
+    law: Law
     goal: Goal
     noise: float
     delta: float
@@ -81,7 +84,7 @@ class Candidate:
 class Extension:
     """Runs to add to a sweep, in the order chosen, and what is known before and after them."""
 
-    law: ChinchillaLaw
+    law: Law
     goal: Goal
     noise: float
     delta: float
@@ -94,7 +97,7 @@ class Extension:
 
 
 def standard_errors(
-    law: ChinchillaLaw,
+    law: Law,
     params: ArrayLike,
     tokens: ArrayLike,
     *,
@@ -114,14 +117,16 @@ def standard_errors(
     return Errors(**{goal: _se(root, gradient(law, goal, target_flops)) for goal in get_args(Goal)})
 
 
-def gradient(law: ChinchillaLaw, goal: Goal, target_flops: float) -> Floats:
-    """Give the slope, in (log A, log B, log E, alpha, beta), of a, or of log N* or log L at a target's optimum.
+def gradient(law: Law, goal: Goal, target_flops: float) -> Floats:
+    """Give the slope, in theta, of a, or of log N* or log L at a target's optimum.
 
     There the loss does not change with N along C = 6ND, so its slope is that of the loss at fixed (N, D).
     """
     if goal == "loss":
         best = law.optimum(flops=target_flops)
-        return sensitivity(law, best.params, best.tokens)[0]
+        return _slopes(law, best.params, best.tokens)[0]
+    if not isinstance(law, ChinchillaLaw):
+        return _slope_by_differences(law, goal, target_flops)
     total = law.alpha + law.beta
     of_a = np.array([0, 0, 0, -law.beta, law.alpha]) / total**2
     if goal == "a":
@@ -130,6 +135,39 @@ def gradient(law: ChinchillaLaw, goal: Goal, target_flops: float) -> Floats:
     log_g = np.log(law.optimum(flops=target_flops).params) - law.a * log_c
     of_g = np.array([1, -1, 0, 1 / law.alpha - log_g, -1 / law.beta - log_g]) / total
     return of_g + of_a * log_c
+
+
+def _slope_by_differences(law: Law, goal: Goal, target_flops: float) -> Floats:
+    """Give the slope of a, the local exponent of N* in C, or of log N* at a target, where they have no formula."""
+
+    def value(theta: Floats) -> float:
+        moved = law.at(theta)
+        near = [math.log(moved.optimum(flops=target_flops * factor).params) for factor in (1 / NEAR, 1, NEAR)]
+        return (near[2] - near[0]) / (2 * math.log(NEAR)) if goal == "a" else near[1]
+
+    theta, known = law.theta, _told_apart(law)
+    moves = SLOPE_STEP * np.maximum(1, np.abs(theta)) * np.eye(len(theta))
+    return np.array([(value(theta + move) - value(theta - move)) / (2 * move.max()) for move in moves]) @ known
+
+
+def _slopes(law: Law, params: ArrayLike, tokens: ArrayLike) -> Floats:
+    """Give d log L / d theta at each (N, D), along the directions of theta that runs of N and D can tell."""
+    slopes = law.sensitivity(params, tokens)
+    return slopes @ _told_apart(law) if isinstance(law, HeldLaw) else slopes
+
+
+def _told_apart(law: Law) -> Floats:
+    """Give the directions of theta, as columns, that runs of other N and D can tell while further columns are held.
+
+    A term in such a column cannot be told from the floor, and neither goal needs to.
+    """
+    if not isinstance(law, HeldLaw):
+        return np.eye(len(law.theta))
+    n, ratio = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e4, 1e11, 8), np.geomspace(1, 1000, 6)))
+    slopes = law.sensitivity(n, n * ratio)
+    scale = np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)
+    _, sizes, directions = np.linalg.svd(slopes / scale)
+    return (directions[: len(sizes)][sizes > TOLD * sizes[0]] / scale).T
 
 
 def huber_inflation(cutoff: float) -> float:
@@ -158,7 +196,7 @@ def flops_paid(params: Floats, tokens: Floats, seeds: Floats, retrained: float) 
 
 
 def propose(
-    law: ChinchillaLaw,
+    law: Law,
     flops: float,
     *,
     noise: float = 0.01,
@@ -208,7 +246,7 @@ def propose(
 class _Grid:
     """The layout before its scale is known: budgets relative to the largest, whose FLOPs set everything."""
 
-    law: ChinchillaLaw
+    law: Law
     relative: Floats
     sizes: int
     bracket: float
@@ -252,7 +290,7 @@ class _Grid:
         """Give the seeds of each cell, repeats added one by one where they help most, and the goal's standard error."""
 
         def se(seeds: Floats) -> float:
-            return _se(_triangle(sensitivity(self.law, *self.cells(self.top(flops, seeds))), seeds, sd), of_goal)
+            return _se(_triangle(_slopes(self.law, *self.cells(self.top(flops, seeds))), seeds, sd), of_goal)
 
         seeds = self.inside(flops)
         while seeds.sum() < runs:
@@ -311,7 +349,7 @@ def _design(grid: _Grid, seeds: Floats, flops: float, goal: Goal, target: float,
 
 
 def next_cells(
-    law: ChinchillaLaw,
+    law: Law,
     params: ArrayLike,
     tokens: ArrayLike,
     allowance: float,
@@ -343,10 +381,10 @@ def next_cells(
     inverse = np.linalg.inv(_root(law, n, d, np.ones(len(n)), sd))
     least, most = TOKENS_PER_PARAM
     low, high = tokens_per_param or (max(least, float((d / n).min())), min(most, float((d / n).max())))
-    axes = np.geomspace(c.min(), allowance, GRID), np.geomspace(low, high, GRID)
+    axes = np.geomspace(c.min(), allowance, CANDIDATES), np.geomspace(low, high, CANDIDATES)
     flops, ratio = (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij"))
     sizes = np.sqrt(flops / (6 * ratio))
-    further = sensitivity(law, sizes, ratio * sizes) / sd
+    further = _slopes(law, sizes, ratio * sizes) / sd
     of_goal = gradient(law, goal, target)
     ways: list[tuple[int, bool]] = [(count, True), *((k, False) for k in range(1, count + 1))]
     found = [_greedy(inverse @ inverse.T, further, flops, of_goal, allowance, k, per_flop) for k, per_flop in ways]
@@ -389,8 +427,11 @@ def _greedy(
 
 def describe(plan: Design | Extension) -> str:
     """Draw a design, with the lines of its SweepConfig, or an extension as a table, with what it costs and promises."""
+    flops = [cell.flops for cell in plan.cells]
+    laws = plan.law.power_laws(min(flops), max(flops))
+    a = f"a = {laws[0].exponent:.3f}" if laws else "no optimum"
     estimator = f"Huber, delta {plan.delta:g}" if np.isfinite(plan.delta) else "least squares"
-    assumed = f"if the law holds (a = {plan.law.a:.3f}) and a run's log loss has noise {plan.noise:.3g} ({estimator})"
+    assumed = f"if the law holds ({a}) and a run's log loss has noise {plan.noise:.3g} ({estimator})"
     target = f"at {short(plan.target_flops)} FLOPs"
     if isinstance(plan, Extension):
         name = {"a": "a", "params": "log N*", "loss": "log loss"}[plan.goal]
@@ -441,14 +482,10 @@ def _columns(*values: ArrayLike) -> list[Floats]:
     return [np.atleast_1d(np.asarray(column, dtype=np.float64)) for column in values]
 
 
-def _check(
-    law: ChinchillaLaw, *, goal: Goal, noise: float, delta: float, flops: float, target_flops: float | None
-) -> None:
-    if not isinstance(law, ChinchillaLaw):
-        raise BadInput(f"{type(law).__name__} has no design here; give a law of A, B, E, alpha and beta")
+def _check(law: Law, *, goal: Goal, noise: float, delta: float, flops: float, target_flops: float | None) -> None:
     if goal not in get_args(Goal):
         raise BadInput(f"goal {goal!r} is not known; use one of {', '.join(get_args(Goal))}")
-    if not min(vars(law).values()) > 0:
+    if isinstance(law, ChinchillaLaw) and not min(vars(law).values()) > 0:
         raise BadInput(f"{law} is nothing to plan around; A, B, E, alpha and beta must be above 0")
     for name, value in (("noise", noise), ("delta", delta), ("allowance", flops), ("target_flops", target_flops)):
         if value is not None and not (value > 0 and (np.isfinite(value) or name == "delta")):
@@ -460,14 +497,14 @@ def _effective(noise: float, delta: float) -> float:
     return noise * huber_inflation(delta / noise) ** 0.5
 
 
-def _root(law: ChinchillaLaw, params: Floats, tokens: Floats, seeds: Floats, sd: float) -> Floats:
+def _root(law: Law, params: Floats, tokens: Floats, seeds: Floats, sd: float) -> Floats:
     """Give the triangular root R of the information R'R, or refuse runs that leave a direction unknown."""
-    root = _triangle(sensitivity(law, params, tokens), seeds, sd)
+    root = _triangle(_slopes(law, params, tokens), seeds, sd)
     scaled = root / np.maximum(np.linalg.norm(root, axis=0), 1e-300)
-    if len(root) < 5 or np.linalg.cond(scaled) > 1e9:
+    if len(root) < root.shape[1] or np.linalg.cond(scaled) > 1e9:
         raise BadInput(
-            f"{len(params)} runs at {len(np.unique(params))} sizes do not determine the law's five coefficients; "
-            "vary N and D apart, as in a sweep of 3 budgets x 4 sizes"
+            f"{len(params)} runs at {len(np.unique(params))} sizes do not determine the law's {root.shape[1]} "
+            "coefficients; vary N and D apart, as in a sweep of 3 budgets x 4 sizes"
         )
     return root
 

@@ -8,14 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptjax.laws.fit import Fit, regress
+from gptjax.laws.law import Ints
 from gptjax.laws.table import Curve, Dropped, Floats, Runs, short
 
 Method = Literal["finished runs", "training curves"]
-Ints = NDArray[np.int_]
 
 GRID = 1500  # budgets on the frontier (Hoffmann et al., 3.1)
 SMOOTHING = 10  # points of a training curve (Hoffmann et al., D.1)
-CHUNK = 32  # draws whose curves are held at once
+DRAWS_AT_ONCE = 32  # draws whose curves are held at once
 LATE = 0.85  # Hoffmann et al., footnote 4: all points of their frontier lie in the last 15 % of a run
 
 
@@ -39,6 +39,8 @@ class Envelope(Fit):
     From finished runs the changes of size are regressed and run_share is 1; from training curves the frontier is,
     without its edges and its points before the last 15 % of a run, and there are no changes.
     """
+
+    approach = "envelope"
 
     method: Method
     frontier: Frontier
@@ -67,7 +69,7 @@ def refit_finished(runs: Runs, losses: Floats) -> tuple[Floats, Floats]:
 
     Gives (log k, a) of N* = k C^a and of D*, each (k, 2), nan where a draw is refused.
     """
-    parts = [_lines(_ladder(runs, part)) for part in np.array_split(losses, 1 + len(losses) // CHUNK)]
+    parts = [_lines(_ladder(runs, part)) for part in np.array_split(losses, 1 + len(losses) // DRAWS_AT_ONCE)]
     n, d = (np.concatenate(lines) for lines in zip(*parts, strict=True))
     return n, d
 

@@ -1,20 +1,20 @@
 """What an analyst chooses, what every approach to a scaling law answers, and the regression that two of them share."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from gptjax.errors import BadInput
-from gptjax.laws.forms import PowerLaw
+from gptjax.laws.forms import FORMS, Form
+from gptjax.laws.law import PowerLaw
 from gptjax.laws.table import Dropped, Floats, Runs
 
 Status = Literal["ok", "refused", "degenerate"]
 Estimator = Literal["huber", "lad", "lsq-log", "lsq"]
 Resample = Literal["rows", "params", "noise"]
-Approach = Literal["envelope", "isoflop", "parametric"]
-APPROACHES: tuple[Approach, ...] = get_args(Approach)
 MIN_DRAWS = 40  # the ends of a 95 % interval are the least and the greatest of so many
+TRUSTED_FREEDOM = 6  # degrees of freedom from which a scatter about curves is believed over any other measure of noise
 MAX_CELLS = 20_000_000  # draws x rows of a bootstrap whose size is left to us
 
 
@@ -23,6 +23,7 @@ class Choices:
     """What an analyst chooses; the defaults are the report's. `gptjax fit` has an option for each."""
 
     convention: str = ""  # of N and C, as 6n_non_embedding; empty: the table's columns params and flops
+    form: str | Form = "chinchilla"  # of the parametric law: one of FORMS by name, or a form of your own
     drop_highest_loss: int = 0
     loss: Estimator = "huber"  # huber and lad of log loss, least squares of log or raw loss
     delta: float = 1e-3  # of huber
@@ -38,6 +39,12 @@ class Choices:
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 raise BadInput(f"{name} {getattr(self, name)!r} is not known; use one of {', '.join(get_args(kind))}")
+        if isinstance(self.form, str) and self.form not in FORMS:
+            known = ", ".join(map(repr, FORMS))
+            raise BadInput(f"form {self.form!r} is not known; use one of {known}, or give the file that makes it")
+        if not {"params", "tokens"} <= set(self.law_form.columns):
+            reads = f"form {self.law_form.name!r} reads {', '.join(self.law_form.columns)}"
+            raise BadInput(f"{reads} and has no optimum of N and D; use one that reads both")
         if not 0 < self.delta < 1e3:
             raise BadInput(f"delta {self.delta:g} must lie between 0 and 1000; Hoffmann et al. used 1e-3")
         if self.seed >= 2**32:
@@ -46,18 +53,25 @@ class Choices:
             counts = f"drop-highest-loss {self.drop_highest_loss}, bootstrap {self.bootstrap}, seed {self.seed}"
             raise BadInput(f"{counts}: none may be negative")
 
+    @property
+    def law_form(self) -> Form:
+        """The form of the parametric law."""
+        return FORMS[self.form] if isinstance(self.form, str) else self.form
+
     def draws(self, rows: int) -> int:
         """Give the number of bootstrap draws for a table of so many rows."""
         return self.bootstrap or max(100, min(1000, MAX_CELLS // rows))
 
     def rows(self, runs: Runs) -> Runs:
         """Give the rows that are fitted: the best of each cell, counted as chosen, without the highest losses."""
-        return runs.counted(self.convention).tuned().drop_highest_loss(self.drop_highest_loss)
+        return runs.counted(self.convention).tuned(self.law_form.extra).drop_highest_loss(self.drop_highest_loss)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
     """What every approach answers: N*(C) and D*(C) as power laws, or None and the reasons."""
+
+    approach: ClassVar[str]  # its name
 
     status: Status
     reasons: tuple[str, ...]

@@ -1,98 +1,27 @@
-"""The shapes of a scaling law, what each says is optimal, and the published laws as constants.
+"""The forms of a scaling law: what each says of the loss, where its optimum lies, and from where it is fitted.
 
-N parameters, D tokens, C = 6 N D FLOPs, losses in nats a token. A law is a value: `loss(N, D)` and `optimum`.
+A law is a value (law.py). A form is what is fitted: the laws of one class, as a vector theta. To add one, write a class
+of `Law`, here or in a file of your own, and make a `Form` of it by `form_of`; a row in `FORMS` gives it a name on the
+command line.
 """
 
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import product
 from typing import Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq, minimize_scalar
+from jax import Array
+from numpy.typing import ArrayLike
 
 from gptjax.errors import BadInput
+from gptjax.laws.law import MOST_LOG, Floats, Law, PowerLaw, law_at
 
-Floats = NDArray[np.float64]
-LOG_FLOPS = (math.log(1e3), math.log(1e45))  # where numerical optima are sought
-MOST_LOG = 600.0  # in log: a float ends at 709
-
-
-@dataclass(frozen=True)
-class Optimum:
-    """A compute-optimal point: N, D, C = 6ND and the loss there."""
-
-    params: float
-    tokens: float
-    flops: float
-    loss: float
-
-
-@dataclass(frozen=True)
-class PowerLaw:
-    """y = coef * x^exponent."""
-
-    coef: float
-    exponent: float
-
-    def __call__(self, x: ArrayLike) -> Floats:
-        return self.coef * np.asarray(x, dtype=np.float64) ** self.exponent
-
-
-class Law(ABC):
-    """A loss of N and D that falls in both; what is optimal under C = 6ND follows, here by search."""
-
-    @abstractmethod
-    def loss(self, params: ArrayLike, tokens: ArrayLike) -> Floats:
-        """Give the loss of a model of N parameters after D tokens, elementwise."""
-
-    def optimum(
-        self,
-        *,
-        flops: float | None = None,
-        params: float | None = None,
-        tokens: float | None = None,
-        loss: float | None = None,
-    ) -> Optimum:
-        """Give the compute-optimal point that has this C, N, D or loss; exactly one is given.
-
-        BadInput for a quantity that is not positive, or that no compute-optimal point has.
-        """
-        given = {"flops": flops, "params": params, "tokens": tokens, "loss": loss}
-        known = {name: value for name, value in given.items() if value is not None}
-        if len(known) != 1:
-            raise BadInput(f"{len(known)} of flops, params, tokens and loss are given; give exactly one")
-        ((name, value),) = known.items()
-        if not (value > 0 and math.isfinite(value)):
-            raise BadInput(f"{name} {value:g} is not a finite positive number; give one")
-        flops = value if name == "flops" else self._optimal_flops(name, value)
-        n = self._optimal_params(flops)
-        d = flops / (6 * n)
-        return Optimum(n, d, flops, float(self.loss(n, d)))
-
-    def tokens_to_reach(self, loss: float, params: float) -> float:
-        """Give the D at which a model of N parameters reaches a loss; inf where it never does."""
-
-        def above(log_d: float) -> float:
-            return float(self.loss(params, math.exp(log_d))) - loss
-
-        return math.inf if above(200) > 0 else math.exp(brentq(above, -50, 200, xtol=1e-13))
-
-    def _optimal_params(self, flops: float) -> float:
-        def loss(log_n: float) -> float:
-            return float(self.loss(math.exp(log_n), flops / (6 * math.exp(log_n))))
-
-        return math.exp(minimize_scalar(loss, bounds=(0, math.log(flops / 6)), options={"xatol": 1e-10}).x)
-
-    def _optimal_flops(self, name: str, value: float) -> float:
-        def above(log_c: float) -> float:
-            return math.log(getattr(self.optimum(flops=math.exp(log_c)), name) / value)
-
-        ends = [above(end) for end in LOG_FLOPS]
-        if ends[0] * ends[1] > 0:
-            raise BadInput(f"no compute-optimal run has {name} {value:g} under this law; the law's floor may be above")
-        return math.exp(brentq(above, *LOG_FLOPS, xtol=1e-12))
+FEW = 23  # every so manieth start is enough for the many fits of a table
+MANY_STARTS = 100  # with fewer, all are tried in those fits too
 
 
 @dataclass(frozen=True)
@@ -104,6 +33,9 @@ class ChinchillaLaw(Law):
     E: float
     alpha: float
     beta: float
+
+    logs = ("A", "B", "E")
+    closed = True
 
     @property
     def a(self) -> float:
@@ -121,6 +53,8 @@ class ChinchillaLaw(Law):
         if not min(self.alpha, self.beta, self.A, self.B) > 0 or not math.isfinite(self.A * self.B):
             return False
         log_g = math.log(self.alpha) + math.log(self.A) - math.log(self.beta) - math.log(self.B)
+        if not abs(log_g) < MOST_LOG:  # G is a power of its exponential
+            return False
         return abs(log_g / (self.alpha + self.beta)) < MOST_LOG
 
     @property
@@ -137,10 +71,21 @@ class ChinchillaLaw(Law):
         """D*(C)."""
         return PowerLaw(6**-self.b / self._G, self.b)
 
+    def power_laws(self, low: float = 0, high: float = 0) -> tuple[PowerLaw, PowerLaw] | None:
+        return (self.params_law, self.tokens_law) if self.has_optimum else None
+
+    def at(self, theta: Floats) -> "ChinchillaLaw":
+        return law_at(ChinchillaLaw, theta)
+
     def loss(self, params: ArrayLike, tokens: ArrayLike) -> Floats:
         n, d = np.asarray(params, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
         with np.errstate(over="ignore"):  # of a law that rises with size or tokens, which no fit calls ok
             return self.E + self.A * n**-self.alpha + self.B * d**-self.beta
+
+    def sensitivity(self, params: ArrayLike, tokens: ArrayLike) -> Floats:
+        n, d = np.broadcast_arrays(*(np.atleast_1d(np.asarray(each, dtype=np.float64)) for each in (params, tokens)))
+        of_n, of_d, loss = self.A * n**-self.alpha, self.B * d**-self.beta, self.loss(n, d)
+        return np.stack([of_n, of_d, self.E + 0 * n, -of_n * np.log(n), -of_d * np.log(d)], axis=1) / loss[:, None]
 
     def tokens_to_reach(self, loss: float, params: float) -> float:
         left = loss - self.E - self.A * params**-self.alpha
@@ -171,10 +116,24 @@ class KaplanLaw(Law):
     alpha_N: float
     alpha_D: float
 
+    closed = True
+
+    @property
+    def theta(self) -> Floats:
+        ratio = self.alpha_N / self.alpha_D
+        return np.array([ratio * np.log(self.N_c), np.log(self.D_c), ratio, self.alpha_D])
+
+    def at(self, theta: Floats) -> "KaplanLaw":
+        return _kaplan_at(theta)
+
     @property
     def inner(self) -> ChinchillaLaw:
-        ratio = self.alpha_N / self.alpha_D
-        return ChinchillaLaw(self.N_c**ratio, self.D_c, 0.0, ratio, 1.0)
+        with np.errstate(all="ignore"):  # a fit that went astray has coefficients beyond all numbers
+            ratio = np.float64(self.alpha_N) / self.alpha_D
+            return ChinchillaLaw(float(np.float64(self.N_c) ** ratio), self.D_c, 0.0, float(ratio), 1.0)
+
+    def power_laws(self, low: float = 0, high: float = 0) -> tuple[PowerLaw, PowerLaw] | None:
+        return self.inner.power_laws()
 
     def loss(self, params: ArrayLike, tokens: ArrayLike) -> Floats:
         n, d = np.asarray(params, dtype=np.float64), np.asarray(tokens, dtype=np.float64)
@@ -191,32 +150,6 @@ class KaplanLaw(Law):
 
 
 @dataclass(frozen=True)
-class DataConstrainedLaw(Law):
-    """A Chinchilla law when only so many tokens are unique and the rest repeat them.
-
-    Repetition, and parameters beyond what the unique tokens call for, are worth ever less: D' = U (1 + R* (1 -
-    exp(-R/R*))) with R = D/U - 1, and N' likewise (Muennighoff et al. 2023, arXiv 2305.16264, Eqs. 5 and 6).
-    """
-
-    base: ChinchillaLaw
-    unique_tokens: float
-    tokens_half_life: float = 15.387756  # R_D*, in repetitions; both fitted by the authors on C4
-    params_half_life: float = 5.309743  # R_N*
-
-    def loss(self, params: ArrayLike, tokens: ArrayLike) -> Floats:
-        enough = self.base.optimum(tokens=self.unique_tokens).params
-        n = _worth(np.asarray(params, dtype=np.float64), enough, self.params_half_life)
-        d = _worth(np.asarray(tokens, dtype=np.float64), self.unique_tokens, self.tokens_half_life)
-        return self.base.loss(n, d)
-
-
-def _worth(amount: Floats, unique: float, half_life: float) -> Floats:
-    """Give what an amount is worth when its part beyond `unique` counts ever less."""
-    repeats = np.maximum(amount / unique - 1, 0)
-    return np.minimum(amount, unique) - unique * half_life * np.expm1(-repeats / half_life)
-
-
-@dataclass(frozen=True)
 class SaturatingLaw:
     """L = E + (scale/x)^exponent in one variable: N with ample data, D with ample size, or C at the optimum."""
 
@@ -228,63 +161,188 @@ class SaturatingLaw:
     def loss(self, x: ArrayLike) -> Floats:
         return self.E + (self.scale / np.asarray(x, dtype=np.float64)) ** self.exponent
 
-    def needed(self, loss: float) -> float:
-        """Give the x that reaches a loss; BadInput at or below the floor."""
-        if loss <= self.E:
-            raise BadInput(f"loss {loss:g} is not above the law's floor E = {self.E:g}; ask for a higher loss")
-        return self.scale / (loss - self.E) ** (1 / self.exponent)
+
+AnyLaw = Law | SaturatingLaw
 
 
-@dataclass(frozen=True)
-class Served:
-    """A run that reaches a loss at the least FLOPs of training and inference together."""
+@dataclass(frozen=True, eq=False)
+class Form:
+    """The laws of one form, as the solver fits them: a vector theta, its log loss in JAX, and where to start.
 
-    params: float
-    tokens: float
-    training_flops: float
-    inference_flops: float
-    saving: float  # share of what the compute-optimal run of this loss would cost in all
-
-
-def serving_optimum(law: Law, loss: float, inference_tokens: float) -> Served:
-    """Minimise 6 N D + 2 N D_inference over runs that reach a loss (Sardana et al. 2024, arXiv 2401.00448, Eq. 2).
-
-    Demand only ever makes the best model smaller, so N is sought below the compute-optimal one. BadInput for a loss
-    that no size reaches.
+    `log_loss` takes theta (k,) and x (columns, rows): the columns as they are if `raw`, else their logarithms. Of logs,
+    `terms` and `slopes` say how theta moves with their origin, so that the solver can work about the centre of the
+    data: the law has terms exp(level - slope x), `terms` gives the place of each level in theta and its column, and
+    `slopes` the slope of each term, of theta (..., k).
     """
-    alone = law.optimum(loss=loss)
 
-    def flops(n: float) -> float:
-        return 6 * n * law.tokens_to_reach(loss, n) + 2 * n * inference_tokens
+    name: str
+    names: tuple[str, ...]  # the coefficients of the laws
+    columns: tuple[str, ...]  # of a table: params, tokens, flops, or any other that is numeric
+    at: Callable[[Floats], AnyLaw]
+    log_loss: Callable[[Array, Array], Array]
+    starts: Floats
+    terms: tuple[tuple[int, int], ...] = ()
+    slopes: Callable[[Floats], Sequence[Floats | float]] = lambda theta: ()
+    raw: bool = False
+    lines: Callable[[Floats], Floats] | None = None  # N* and D* of many theta at once, by formula; see `optima`
+    by_exponent: "Form | None" = None  # the same laws with a among the coefficients of theta, for a's profile
+    logs: tuple[str, ...] = ()  # the coefficients that theta holds the logarithms of
+    profiled: tuple[str, ...] = ()  # the coefficients whose profiles are drawn
 
-    sizes = [float(share * alone.params) for share in np.geomspace(1e-6, 1, 400)]
-    near = min(range(400), key=lambda i: flops(sizes[i]))
-    bounds = (sizes[max(near - 1, 0)], sizes[min(near + 1, 399)])
-    found = minimize_scalar(flops, bounds=bounds, options={"xatol": 1e-10 * alone.params}).x
-    n = min((float(found), alone.params), key=flops)
-    d = law.tokens_to_reach(loss, n)
-    total = alone.flops + 2 * alone.params * inference_tokens
-    return Served(n, d, 6 * n * d, 2 * n * inference_tokens, 1 - flops(n) / total)
+    def as_name(self) -> str:
+        """Say what stands for the form in JSON."""
+        return self.name
+
+    @property
+    def few_starts(self) -> Floats:
+        """The starts of the many fits of a table."""
+        return self.starts[::FEW] if len(self.starts) > MANY_STARTS else self.starts
+
+    @property
+    def extra(self) -> tuple[str, ...]:
+        """The columns besides N, D and C, which have no optimum: forecasts hold them at values given."""
+        return tuple(name for name in self.columns if name not in ("params", "tokens", "flops"))
+
+    def shift(self, theta: Floats, origin: Floats) -> Floats:
+        """Give theta (..., k) for x counted from another origin; shift by -origin undoes it."""
+        moved = theta.copy()
+        for (level, variable), slope in zip(self.terms, self.slopes(theta), strict=True):
+            moved[..., level] -= slope * origin[variable]
+        return moved
+
+    def coefficients(self, theta: Floats) -> dict[str, Floats]:
+        """Give each coefficient of many theta (k, ...), by name."""
+        laws = [self.at(each) for each in theta]
+        return {name: np.array([getattr(law, name) for law in laws], dtype=np.float64) for name in self.names}
+
+    def optima(self, theta: Floats, flops: tuple[float, float], extra: Mapping[str, float]) -> Floats:
+        """Give (log k, a) of N* = k C^a, and of D*, of each theta (k, ...), as (k, 2, 2); nan where there is none."""
+        if self.lines is not None:
+            return self.lines(theta)
+        found = np.full((len(theta), 2, 2), np.nan)
+        for row, each in zip(found, theta, strict=True):
+            law = self.at(each)
+            laws = law.held(extra).power_laws(*flops) if isinstance(law, Law) and np.isfinite(each).all() else None
+            if laws:
+                with np.errstate(divide="ignore"):  # a coefficient may be too small for a float
+                    row[:] = [(np.log(one.coef), one.exponent) for one in laws]
+        return found
 
 
-# Hoffmann et al. 2022, App. D.3; the digits are those of the arXiv TeX source (printed rounded as 406.4, 410.7, 1.69).
-HOFFMANN_2022 = ChinchillaLaw(math.exp(6.0073404), math.exp(6.0179186), math.exp(0.5267228), 0.33917084, 0.2849083)
+def form_of(law: type[Law], name: str, starts: Floats) -> Form:
+    """Make a form of a class of laws whose `loss` uses nothing but operators, so that JAX can differentiate it.
 
-# Besiroglu et al. 2024, arXiv 2404.10102: the same points read off Figure 4 and fitted again.
-BESIROGLU_2024 = ChinchillaLaw(482.01, 2085.43, 1.8172, 0.3478, 0.3658)
+    starts (s, k) are theta: the solver descends from each. `grid` makes them.
+    """
 
-# Muennighoff et al. 2023, arXiv 2305.16264: one epoch on C4, alpha = beta assumed.
-MUENNIGHOFF_2023 = ChinchillaLaw(math.exp(6.255414), math.exp(7.3049974), math.exp(0.6254804), 0.3526596, 0.3526596)
+    def log_loss(theta: Array, x: Array) -> Array:
+        values = [jnp.exp(t) if one in law.logs else t for one, t in zip(names, theta, strict=True)]
+        return jnp.log(law(*values).loss(*x))
 
-# Kaplan et al. 2020, Table 2 (L(N, D)) and Eqs. 1.1 to 1.3; N without embeddings, C in FLOPs (3.1e8 PF-days).
-KAPLAN_2020 = KaplanLaw(6.4e13, 1.8e13, 0.076, 0.103)
-KAPLAN_2020_PARAMS = SaturatingLaw("params", 8.8e13, 0.076)
-KAPLAN_2020_TOKENS = SaturatingLaw("tokens", 5.4e13, 0.095)
-KAPLAN_2020_FLOPS = SaturatingLaw("flops", 3.1e8 * 8.64e19, 0.050)
+    names = tuple(field.name for field in fields(law))  # type: ignore[arg-type]
+    return Form(
+        name, names, law.columns, lambda theta: law_at(law, theta), log_loss, starts, raw=True, logs=law.logs,
+        profiled=names,
+    )  # fmt: skip
 
-PUBLISHED: dict[str, Law] = {
-    "hoffmann-2022": HOFFMANN_2022,
-    "besiroglu-2024": BESIROGLU_2024,
-    "muennighoff-2023": MUENNIGHOFF_2023,
-    "kaplan-2020": KAPLAN_2020,
+
+def grid(*axes: ArrayLike) -> Floats:
+    """Give every combination of the values of each axis, one a row."""
+    return np.array(list(product(*map(np.asarray, axes))), dtype=np.float64)
+
+
+def _chinchilla(theta: Array, x: Array) -> Array:
+    a, b, e, alpha, beta = theta
+    return jnp.log(jnp.exp(a - alpha * x[0]) + jnp.exp(b - beta * x[1]) + jnp.exp(e))
+
+
+def _by_exponent(theta: Array, x: Array) -> Array:
+    a, b, e, total, exponent = theta
+    return _chinchilla(jnp.stack([a, b, e, total * (1 - exponent), total * exponent]), x)
+
+
+def _tied(theta: Array, x: Array) -> Array:
+    return _chinchilla(jnp.append(theta, theta[3]), x)
+
+
+def _kaplan(theta: Array, x: Array) -> Array:
+    n, d, ratio, alpha_d = theta
+    return alpha_d * jnp.log(jnp.exp(n - ratio * x[0]) + jnp.exp(d - x[1]))
+
+
+def _kaplan_at(theta: Floats) -> KaplanLaw:
+    n, d, ratio, alpha_d = map(float, theta)
+    with np.errstate(over="ignore", divide="ignore"):  # a term too steep to be a number
+        return KaplanLaw(float(np.exp(n / np.float64(ratio))), float(np.exp(d)), ratio * alpha_d, alpha_d)
+
+
+def _saturating(theta: Array, x: Array) -> Array:
+    level, e, exponent = theta
+    return jnp.log(jnp.exp(level - exponent * x[0]) + jnp.exp(e))
+
+
+def _chinchilla_lines(theta: Floats) -> Floats:
+    """Read many theta as power laws of N* and D* under C = 6ND; log k is nan where a slope is not positive."""
+    log_a, log_b, _, alpha, beta = theta.T
+    total = alpha + beta
+    with np.errstate(invalid="ignore", divide="ignore"):
+        log_g = np.where((alpha > 0) & (beta > 0), (np.log(alpha / beta) + log_a - log_b) / total, np.nan)
+        params = np.stack([log_g - beta / total * np.log(6), beta / total], axis=1)
+        tokens = np.stack([-log_g - alpha / total * np.log(6), alpha / total], axis=1)
+    return np.stack([params, tokens], axis=1)
+
+
+LOG_LEVELS, LOG_E, EXPONENTS = np.linspace(0, 25, 6), np.linspace(-1, 1, 5), np.linspace(0, 2, 5)
+
+IN_N_AND_D = ("params", "tokens")
+BOTH_TERMS = ((0, 0), (1, 1))
+
+BY_EXPONENT = Form(  # the same laws; theta holds alpha + beta and a = beta / (alpha + beta), for a's profile
+    "chinchilla by exponent", ("A", "B", "E", "alpha + beta", "a"), IN_N_AND_D,
+    lambda t: law_at(ChinchillaLaw, [*t[:3], t[3] * (1 - t[4]), t[3] * t[4]]), _by_exponent, np.zeros((0, 5)),
+    BOTH_TERMS,
+    lambda t: (t[..., 3] * (1 - t[..., 4]), t[..., 3] * t[..., 4]),
+)  # fmt: skip
+# The 4500 starts of Hoffmann et al. 2022, D.2, and their like for the other forms.
+CHINCHILLA = Form(
+    "chinchilla", ("A", "B", "E", "alpha", "beta"), IN_N_AND_D, lambda t: law_at(ChinchillaLaw, t), _chinchilla,
+    grid(LOG_LEVELS, LOG_LEVELS, LOG_E, EXPONENTS, EXPONENTS), BOTH_TERMS, lambda t: (t[..., 3], t[..., 4]),
+    lines=_chinchilla_lines, by_exponent=BY_EXPONENT, logs=("A", "B", "E"), profiled=("E", "alpha", "beta"),
+)  # fmt: skip
+TIED = Form(
+    "chinchilla, alpha = beta", ("A", "B", "E", "alpha"), IN_N_AND_D, lambda t: law_at(ChinchillaLaw, [*t, t[3]]),
+    _tied, grid(LOG_LEVELS, LOG_LEVELS, LOG_E, EXPONENTS), BOTH_TERMS, lambda t: (t[..., 3], t[..., 3]),
+    logs=("A", "B", "E"), profiled=("E", "alpha"),
+)  # fmt: skip
+KAPLAN = Form(
+    "kaplan", ("N_c", "D_c", "alpha_N", "alpha_D"), IN_N_AND_D, _kaplan_at, _kaplan,
+    grid(LOG_LEVELS, np.linspace(10, 35, 6), (0.3, 0.6, 1.0, 1.6), (0.03, 0.1, 0.2, 0.4)), BOTH_TERMS,
+    lambda t: (t[..., 2], 1.0),
+)  # fmt: skip
+
+
+def saturating(variable: str) -> Form:
+    """Give the power law with a constant in one of params, tokens and flops."""
+
+    def at(theta: Floats) -> SaturatingLaw:
+        level, e, exponent = map(float, theta)
+        return SaturatingLaw(variable, float(np.exp(level / exponent)), exponent, float(np.exp(e)))  # type: ignore
+
+    return Form(
+        f"power law in {variable}", ("scale", "E", "exponent"), (variable,), at, _saturating,
+        grid(LOG_LEVELS, LOG_E, (0.05, 0.1, 0.3, 0.5, 1.0)), ((0, 0),), lambda t: (t[..., 2],),
+    )  # fmt: skip
+
+
+# Every form that the command line knows by name, in the order of the report's table of forms. Those of one column have
+# no optimum and are only compared with the others.
+FORMS: dict[str, Form] = {
+    form.name: form
+    for form in (CHINCHILLA, TIED, KAPLAN, saturating("flops"), saturating("params"), saturating("tokens"))
 }
+
+
+def slopes_at(form: Form, theta: Floats, x: Floats) -> Floats:
+    """Give d log L / d theta of each row of x, (rows, k)."""
+    with jax.enable_x64(True):
+        return np.asarray(jax.jacfwd(form.log_loss)(jnp.asarray(theta), jnp.asarray(x)))

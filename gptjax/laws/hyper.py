@@ -5,7 +5,6 @@ batch compared at one rate would only say which batch that rate suits.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 from numpy.polynomial import Polynomial
@@ -13,16 +12,15 @@ from numpy.typing import NDArray
 
 from gptjax.errors import BadInput
 from gptjax.files import plain
+from gptjax.laws.codec import Json
+from gptjax.laws.fit import TRUSTED_FREEDOM
 from gptjax.laws.table import Floats, Runs, short
-
-Json = dict[str, Any]
 
 SAME, SAME_RATE = 1.05, 1.01  # N, D and batches, and rates, within this factor are one
 REACH = 4.0  # a curve sees what lies within this factor of the best, and at least its neighbours
 MIN_TRIED = 3
 CUBIC_FROM = 4  # rates that carry a cubic: loss rises faster above the best rate than below, which tilts a parabola
-LOST = 1.1  # a rate above the best whose loss is over this multiple of the least has diverged: no curve goes through it
-TRUSTED_FREEDOM = 6  # degrees of freedom from which the scatter about the curves is believed over loss_se
+DIVERGED = 1.1  # times the least loss: a rate above the best with more has diverged, and no curve goes through it
 VARIES = 1.5  # the factor over which N or D must vary to carry an exponent
 COLLINEAR = 0.9  # r^2 of log N and log D from which they have no exponents of their own
 
@@ -201,7 +199,7 @@ def _tried(curve: _Curve) -> tuple[Floats, Floats]:
     x = np.unique(curve.x)
     loss = np.array([curve.loss[curve.x == value].mean() for value in x])
     if curve.what == "rate":
-        loss[(x > x[np.argmin(loss)]) & (loss > LOST * loss.min())] = np.inf
+        loss[(x > x[np.argmin(loss)]) & (loss > DIVERGED * loss.min())] = np.inf
     return x, loss
 
 

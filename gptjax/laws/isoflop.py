@@ -13,15 +13,15 @@ from scipy.interpolate import Akima1DInterpolator
 
 from gptjax.errors import BadInput
 from gptjax.laws.fit import Fit, regress
+from gptjax.laws.law import Ints
 from gptjax.laws.table import Dropped, Floats, Runs, short
 
 Interp = Literal["parabola", "akima"]
-Ints = NDArray[np.int_]
 
 BUDGET_GAP, BUDGET_SPREAD = 0.18, 0.4  # in log C: a gap begins a new budget; a wider budget is not a slice
 CROWD_WIDTH, CROWD_SIZES = 0.2, 6  # among scattered runs so many sizes within 10 % of one C make a budget
 MIN_SIZES = 4
-DRAWS = 1000  # of the noise, for the standard error of an Akima minimum (Porian et al. 2024)
+AKIMA_DRAWS = 1000  # of the noise, for the standard error of an Akima minimum (Porian et al. 2024)
 OK, SMALLEST, LARGEST, FLAT, OUTSIDE, LOST, STATIC = range(7)  # what became of a budget
 
 
@@ -60,6 +60,8 @@ class Isoflop(Fit):
     That is the scatter about the parabolas, pooled over budgets, which has `freedom` degrees of freedom, and at least
     the noise of the evaluation.
     """
+
+    approach = "isoflop"
 
     interp: Interp
     window: int
@@ -352,13 +354,13 @@ def _splines_with_errors(runs: Runs, slices: list[_Slice], noise: float, seed: i
     found = _splines(runs, slices, runs.loss[None])
     order = np.concatenate([part.rows for part in slices])
     sd = np.nan_to_num(np.fmax(noise, runs.evaluation_noise))
-    losses = np.empty((DRAWS, len(runs)))
+    losses = np.empty((AKIMA_DRAWS, len(runs)))
     losses[:, order] = runs.loss[order] + sd * np.random.default_rng(seed).standard_normal(losses.shape)
     drawn = _splines(runs, slices, losses)
     state, errors = found.state.copy(), np.full((3, *found.state.shape), np.nan)
     for j, part in enumerate(slices):
         sound = drawn.state[:, j] == OK
-        if state[0, j] == OK and 2 * sound.sum() <= DRAWS:
+        if state[0, j] == OK and 2 * sound.sum() <= AKIMA_DRAWS:
             state[0, j] = LOST
         if state[0, j] == OK:
             x, log_d = np.log(part.sizes), part.mean(np.log(runs.tokens[part.rows]))

@@ -149,7 +149,7 @@ def say_flops(value: float) -> str:
     return f"10<sup>{int(power)}</sup>" if factor == "1" else f"{factor} &times; 10<sup>{int(power)}</sup>"
 
 
-def say_interval(interval: list[float] | None, digits: int = 3) -> str:
+def say_interval(interval: Sequence[float] | None, digits: int = 3) -> str:
     """Write an interval as 0.48 to 0.55."""
     return "interval unknown" if interval is None else f"{interval[0]:.{digits}f} to {interval[1]:.{digits}f}"
 

@@ -3,6 +3,7 @@
 How sure one can be of it is drawn in `plot_doubt`; colours, with a dark twin for each, stand in `style`.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,24 +11,25 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from scipy.interpolate import Akima1DInterpolator
 
+from gptjax.laws.compare import Arms, optimal_losses
 from gptjax.laws.envelope import LATE
-from gptjax.laws.forms import BESIROGLU_2024, HOFFMANN_2022, ChinchillaLaw
+from gptjax.laws.law import Floats
+from gptjax.laws.published import BESIROGLU_2024, HOFFMANN_2022
+from gptjax.laws.record import Analysis, Band, FoundBudget
 from gptjax.laws.style import (
     BY_BUDGET,
     BY_SIZE,
+    BY_WIDTH,
     ENVELOPE,
     FAINT,
     HELD_OUT,
     INK,
     ISOFLOP,
-    LOOKS,
     MINIMUM,
     MUTED,
-    NARROW,
     PALE,
     PAPER,
     STAR,
-    WIDE,
     Json,
     add_size_bar,
     draw_dots,
@@ -38,16 +40,15 @@ from gptjax.laws.style import (
     styled,
     warn,
 )  # fmt: skip
-from gptjax.laws.table import Curve, Floats, Runs, short
+from gptjax.laws.table import Curve, Runs, short
 
-__all__ = ["NARROW", "WIDE"]  # of train/coord_check
-PUBLISHED = ((HOFFMANN_2022, "Hoffmann et al. 2022", ":"), (BESIROGLU_2024, "Besiroglu et al. 2024", "--"))
+COMPARED = ((HOFFMANN_2022, "Hoffmann et al. 2022", ":"), (BESIROGLU_2024, "Besiroglu et al. 2024", "--"))
 
 
-def _spread(budget: Json, name: str) -> Floats:
-    """Give the error bar of a budget's optimum, one standard error of its logarithm down and up."""
-    factor = np.exp(budget[f"{name}_log_se"])
-    return budget[name] * np.array([[1 - 1 / factor], [factor - 1]])
+def _spread(value: float, log_se: float | None) -> Floats:
+    """Give the distances to one standard error below and above, as an error bar takes them."""
+    factor = float(np.exp(log_se or 0.0))
+    return np.array([[value * (1 - 1 / factor)], [value * (factor - 1)]], dtype=np.float64)
 
 
 def _thin(curve: Curve, of: int) -> tuple[Floats, Floats, Floats]:
@@ -64,16 +65,8 @@ def _thin(curve: Curve, of: int) -> tuple[Floats, Floats, Floats]:
     return means[0], means[1], means[2]
 
 
-def _law(law: Json) -> ChinchillaLaw | None:
-    """Read the parametric law out of fit_all's object, where it has one."""
-    fitted = law["approaches"]["parametric"]
-    if fitted["band"] is None:
-        return None
-    return ChinchillaLaw(*(fitted[name] for name in ("A", "B", "E", "alpha", "beta")))
-
-
 @styled
-def loss_against_compute(runs: Runs, law: Json, curves: list[Curve], narrow: bool = False) -> Figure:
+def loss_against_compute(runs: Runs, law: Analysis, curves: list[Curve], narrow: bool = False) -> Figure:
     """Draw every run and its training curve in the plane of compute and loss, with the frontier."""
     figure, (axes,) = make_panels(1, narrow, 4.0)
     norm = add_size_bar(figure, [axes], runs)
@@ -81,32 +74,51 @@ def loss_against_compute(runs: Runs, law: Json, curves: list[Curve], narrow: boo
         _, flops, loss = _thin(curve, len(curves))
         axes.plot(flops, loss, label=f"_{curve.run}", color=BY_SIZE(norm(curve.params)), linewidth=0.6, alpha=0.55)
     draw_dots(axes, runs.flops, runs.loss, runs, norm)
-    fitted, found = _law(law), law["approaches"]
-    if fitted:
+    fitted, fit, envelope = law.law(), law.parametric, law.envelope
+    fitted = fitted if fit and fit.band else None
+    if fitted and fit:
         c = np.geomspace(runs.flops.min() / 1.5, runs.flops.max() * 4, 80)
-        best = fitted.loss(fitted.params_law(c), fitted.tokens_law(c))
-        sound = found["parametric"]["status"] == "ok"
-        label = "parametric law at its optimum" + ("" if sound else f" ({found['parametric']['status']})")
-        dashes: Json = {"color": INK, "linestyle": (0, (4, 2))} if sound else {"color": MUTED, **PALE}
+        best = [fitted.optimum(flops=float(each)).loss for each in c]
+        label = "parametric law at its optimum" + ("" if fit.ok else f" ({fit.status})")
+        dashes: Json = {"color": INK, "linestyle": (0, (4, 2))} if fit.ok else {"color": MUTED, **PALE}
         axes.plot(c, best, linewidth=1.2, label=label, zorder=4, **dashes)
-    frontier = found["envelope"]["frontier"]
-    if frontier["C"]:
-        kind = "training curves" if found["envelope"]["method"] == "training curves" else "runs"
-        label = f"envelope of the {kind}" + ("" if found["envelope"]["status"] == "ok" else ": no law")
-        early = np.array(found["envelope"]["run_share"]) < LATE
-        least = np.array(frontier["loss"])
+    frontier = envelope.frontier if envelope else None
+    if envelope and frontier and frontier.C:
+        kind = "training curves" if envelope.method == "training curves" else "runs"
+        label = f"envelope of the {kind}" + ("" if envelope.ok else ": no law")
+        early = np.array(envelope.run_share) < LATE
+        least = np.array(frontier.loss)
         line: Json = {"color": ENVELOPE, "linewidth": 1.4, "zorder": 4}
-        axes.plot(frontier["C"], np.where(early, np.nan, least), label=label, **line)
+        axes.plot(frontier.C, np.where(early, np.nan, least), label=label, **line)
         if early.any():
-            axes.plot(frontier["C"], least, label="before the last 15 % of a run", **{**line, **PALE})
+            axes.plot(frontier.C, least, label="before the last 15 % of a run", **{**line, **PALE})
     axes.set_xscale("log")
     label_losses(axes)
     axes.set_xlabel("training FLOPs C")
     before, above = (30, 1.35) if curves else (6, 1.12)  # a curve begins far to the left of its run, and above it
     axes.set_xlim(runs.flops.min() / before, runs.flops.max() * 4)
     axes.set_ylim(runs.loss.min() * 0.94, runs.loss.max() * above)
-    if fitted or frontier["C"]:
+    if fitted or (frontier and frontier.C):
         figure.legend(loc="outside lower center", ncols=1 if narrow else 3)
+    return figure
+
+
+@styled
+def loss_by_arm(runs: Mapping[str, Runs], arms: Arms, narrow: bool = False) -> Figure:
+    """Draw the runs of every arm in the plane of compute and loss, and the loss of each law at its optimum."""
+    figure, (axes,) = make_panels(1, narrow, 4.0)
+    for i, (name, law) in enumerate(arms.arms.items()):
+        colour = BY_SIZE(i / max(1, len(arms.arms) - 1))
+        rows = law.settings.rows(runs[name])
+        axes.plot(rows.flops, rows.loss, "o", color=colour, markersize=3.5, alpha=0.6, label=f"_{name}, runs")
+        if line := optimal_losses(law):
+            sound = law.parametric is not None and law.parametric.ok
+            label = f"{arms.by} {name}" + ("" if sound else ": no basis for a forecast")
+            axes.plot(*line, color=colour, label=label, **({"linewidth": 1.6} if sound else PALE))
+    axes.set_xscale("log")
+    label_losses(axes)
+    axes.set_xlabel("training FLOPs C")
+    figure.legend(loc="outside lower center", ncols=1 if narrow else 3)
     return figure
 
 
@@ -129,18 +141,19 @@ def training_curves(runs: Runs, curves: list[Curve], narrow: bool = False) -> Fi
 
 
 @styled
-def isoflop_parabolas(runs: Runs, law: Json, narrow: bool = False) -> Figure:
+def isoflop_parabolas(runs: Runs, law: Analysis, narrow: bool = False) -> Figure:
     """Draw loss against size at each budget, its parabola or Akima spline, and the minimum with its standard error."""
     figure, (axes,) = make_panels(1, narrow, 3.9)
-    budgets = law["approaches"]["isoflop"]["budgets"]
+    assert law.isoflop
+    budgets = law.isoflop.budgets
     place = {name: i for i, name in enumerate(runs.run)}
-    norm = LogNorm(budgets[0]["C"], budgets[-1]["C"] * (1 + 1e-9))
+    norm = LogNorm(budgets[0].C, budgets[-1].C * (1 + 1e-9))
     for budget in budgets:
-        colour = BY_BUDGET(norm(budget["C"]))
-        inside = [place[name] for name in budget["window"]]
-        beyond = [place[name] for name in budget["runs"] if name not in budget["window"]]
+        colour = BY_BUDGET(norm(budget.C))
+        inside = [place[name] for name in budget.window]
+        beyond = [place[name] for name in budget.runs if name not in budget.window]
         noise = np.nan_to_num(runs.loss_se[inside])
-        text = f"{budget['C']:.2g}".replace("e+", "e")
+        text = f"{budget.C:.2g}".replace("e+", "e")
         name = f"_budget {text}"
         dots: Json = {"markersize": 4, "color": colour}
         axes.errorbar(
@@ -150,16 +163,16 @@ def isoflop_parabolas(runs: Runs, law: Json, narrow: bool = False) -> Figure:
             runs.params[beyond], runs.loss[beyond], "o", markerfacecolor="none", label=f"{name}, not fitted", **dots
         )
         right = max((*inside, *beyond), key=lambda i: runs.params[i])
-        text += "" if budget["N"] else " refused"
+        text += "" if budget.N else " refused"
         end = (runs.params[right], runs.loss[right])
         axes.annotate(text, end, (5, 0), textcoords="offset points", color=colour, fontsize=7.5, va="center")
         if inside:
             n = np.geomspace(runs.params[inside].min(), runs.params[inside].max(), 80)
             line: Json = {"color": colour, "label": f"{name}, curve"}
-            axes.plot(n, _slice(runs, budget, inside, n), **line, **({"linewidth": 1} if budget["N"] else PALE))
-        if budget["N"]:
-            ends = _spread(budget, "N")
-            axes.errorbar(budget["N"], budget["loss"], xerr=ends, color=colour, label=f"{name}, minimum", **MINIMUM)
+            axes.plot(n, _slice(runs, budget, inside, n), **line, **({"linewidth": 1} if budget.N else PALE))
+        if budget.N and budget.loss:
+            ends = _spread(budget.N, budget.N_log_se)
+            axes.errorbar(budget.N, budget.loss, xerr=ends, color=colour, label=f"{name}, minimum", **MINIMUM)
     axes.set_xscale("log")
     label_losses(axes)
     label_counts(axes.xaxis, runs.params.min(), runs.params.max())
@@ -168,38 +181,38 @@ def isoflop_parabolas(runs: Runs, law: Json, narrow: bool = False) -> Figure:
     return figure
 
 
-def _slice(runs: Runs, budget: Json, inside: list[int], params: Floats) -> Floats:
+def _slice(runs: Runs, budget: FoundBudget, inside: list[int], params: Floats) -> Floats:
     """Give what was fitted through a budget: its parabola, or the Akima spline of log loss through its window."""
-    if budget["curve"]:
-        return np.polynomial.polynomial.polyval(np.log(params / budget["centre"]), budget["curve"])
+    if budget.curve:
+        return np.polynomial.polynomial.polyval(np.log(params / budget.centre), np.array(budget.curve))
     inside = sorted(inside, key=lambda i: runs.params[i])
     spline = Akima1DInterpolator(np.log(runs.params[inside]), np.log(runs.loss[inside]))
     return np.exp(spline(np.log(params).clip(*spline.x[[0, -1]])))
 
 
 @styled
-def optimum_against_compute(runs: Runs, law: Json, prediction: Json | None, narrow: bool = False) -> Figure:
+def optimum_against_compute(runs: Runs, law: Analysis, prediction: Json | None, narrow: bool = False) -> Figure:
     """Draw N* and D* against compute by each approach, with 95 % bands, beside the published laws."""
     figure, panels = make_panels(2, narrow, 4.0)
     for axes, name in zip(panels, "ND", strict=True):
-        for approach in LOOKS:
-            fit = law["approaches"][approach]
+        for approach in (one.name for one in BY_WIDTH):
+            fit = law.approaches[approach]
             line = look(approach, fit)
-            band = fit["band"] or {"C": [], name: [], f"{name}_interval": None}
-            axes.plot(band["C"], band[name], **line)
-            if band[f"{name}_interval"]:
-                low, high = np.transpose(band[f"{name}_interval"])
-                alpha = 0.16 if fit["status"] == "ok" else 0.07
+            band = fit.band or Band([], [], [], None, None)
+            axes.plot(band.C, getattr(band, name), **line)
+            if ends := getattr(band, f"{name}_interval"):
+                low, high = np.transpose(ends)
+                alpha = 0.16 if fit.ok else 0.07
                 label = f"_{approach}, 95 % interval"
-                axes.fill_between(band["C"], low, high, color=line["color"], alpha=alpha, linewidth=0, label=label)
-        for budget in law["approaches"]["isoflop"]["budgets"]:
-            if budget[name]:
-                ends = _spread(budget, name)
-                axes.errorbar(budget["C"], budget[name], yerr=ends, color=ISOFLOP, label="_isoFLOP minimum", **MINIMUM)
+                axes.fill_between(band.C, low, high, color=line["color"], alpha=alpha, linewidth=0, label=label)
+        for budget in law.isoflop.budgets if law.isoflop else ():
+            if best := getattr(budget, name):
+                spread = _spread(best, getattr(budget, f"{name}_log_se"))
+                axes.errorbar(budget.C, best, yerr=spread, color=ISOFLOP, label="_isoFLOP minimum", **MINIMUM)
         c = np.geomspace(runs.flops.min(), 10 * runs.flops.max(), 2)
-        for form, label, dashes in PUBLISHED:
-            best = form.params_law(c) if name == "N" else form.tokens_law(c)
-            axes.plot(c, best, color=MUTED, linewidth=1, linestyle=dashes, label=label, zorder=1)
+        for form, label, dashes in COMPARED:
+            line_of = form.params_law(c) if name == "N" else form.tokens_law(c)
+            axes.plot(c, line_of, color=MUTED, linewidth=1, linestyle=dashes, label=label, zorder=1)
         if prediction:
             held_out = prediction["params" if name == "N" else "tokens"]
             axes.plot(prediction["flops"], held_out, "*", label="held-out run", zorder=6, **STAR)
@@ -213,10 +226,10 @@ def optimum_against_compute(runs: Runs, law: Json, prediction: Json | None, narr
 
 
 @styled
-def loss_contours(runs: Runs, law: Json, narrow: bool = False) -> Figure:
+def loss_contours(runs: Runs, law: Analysis, narrow: bool = False) -> Figure:
     """Draw the parametric loss in the plane of compute and size, the efficient frontier and the runs."""
-    fitted = _law(law)
-    assert fitted is not None
+    fitted, fit = law.law(), law.parametric
+    assert fitted and fit
     figure, (axes,) = make_panels(1, narrow, 3.9)
     norm = add_size_bar(figure, [axes], runs)
     c = np.geomspace(runs.flops.min() / 2, runs.flops.max() * 6, 120)
@@ -225,8 +238,11 @@ def loss_contours(runs: Runs, law: Json, narrow: bool = False) -> Figure:
     levels = np.linspace(float(fitted.optimum(flops=float(c[-1])).loss), runs.loss.max() * 1.1, 15)
     lines = axes.contour(c, n, loss, levels, colors=MUTED, linewidths=0.7, alpha=0.8)
     axes.clabel(lines, list(levels[::2]), fmt="%.2f", fontsize=6.5, colors=MUTED)
-    fit = law["approaches"]["parametric"]
-    axes.plot(c, fitted.params_law(c), **{**look("parametric", fit), "label": "efficient frontier"})
+    axes.plot(
+        c,
+        [fitted.optimum(flops=float(each)).params for each in c],
+        **{**look("parametric", fit), "label": "efficient frontier"},
+    )
     warn(axes, fit)
     draw_dots(axes, runs.flops, runs.params, runs, norm)
     axes.set_xscale("log")
@@ -241,11 +257,12 @@ def loss_contours(runs: Runs, law: Json, narrow: bool = False) -> Figure:
 
 
 @styled
-def residuals(runs: Runs, law: Json, narrow: bool = False) -> Figure:
+def residuals(runs: Runs, law: Analysis, narrow: bool = False) -> Figure:
     """Draw measured over predicted loss of the parametric fit, in per cent, against N, D and C."""
     figure, panels = make_panels(3, narrow, 2.7, share_y=True)
     norm = add_size_bar(figure, panels, runs)
-    off = -100 * np.array(law["approaches"]["parametric"]["errors"])
+    assert law.parametric
+    off = -100 * np.array(law.parametric.errors)
     for axes, values, label in zip(
         panels, (runs.params, runs.tokens, runs.flops), ("parameters N", "tokens D", "training FLOPs C"), strict=True
     ):
@@ -258,18 +275,19 @@ def residuals(runs: Runs, law: Json, narrow: bool = False) -> Figure:
         axes.set_xlabel(label)
     for axes in panels if narrow else panels[:1]:
         axes.set_ylabel("measured above predicted (%)")
-    warn(panels[0], law["approaches"]["parametric"])
+    warn(panels[0], law.parametric)
     return figure
 
 
 @styled
 def prediction_against_outcome(
-    runs: Runs, law: Json, prediction: Json, score: Json | None, narrow: bool = False
+    runs: Runs, law: Analysis, prediction: Json, score: Json | None, narrow: bool = False
 ) -> Figure:
     """Draw the held-out run beside the runs behind the law: measured over predicted loss against compute."""
     figure, (axes,) = make_panels(1, narrow, 3.2)
     norm = add_size_bar(figure, [axes], runs)
-    off = -100 * np.array(law["approaches"]["parametric"]["errors"])
+    assert law.parametric
+    off = -100 * np.array(law.parametric.errors)
     axes.axhline(0, color=MUTED, linewidth=0.8)
     draw_dots(axes, runs.flops, off, runs, norm)
     ends = prediction["loss_interval"] or [prediction["loss"]] * 2
@@ -285,7 +303,7 @@ def prediction_against_outcome(
     axes.set_xlabel("training FLOPs C")
     axes.set_ylabel("measured above predicted (%)")
     axes.legend(loc="upper left")
-    warn(axes, law["approaches"]["parametric"])
+    warn(axes, law.parametric)
     return figure
 
 
@@ -313,7 +331,7 @@ def loss_against_rate(hyper: Json, narrow: bool = False) -> Figure:
         else:
             axes.plot(x, loss, color=colour, linewidth=0.8, linestyle=(0, (4, 2)))
         if cell["optimum"]:
-            spread = _spread({"lr": cell["optimum"], "lr_log_se": cell["log_se"] or 0.0}, "lr")
+            spread = _spread(cell["optimum"], cell["log_se"])
             axes.errorbar(cell["optimum"], cell["loss"], xerr=spread, color=colour, label=f"_{text}, best", **MINIMUM)
         else:
             axes.plot(x[np.argmin(loss)], loss.min(), "D", markersize=6, color=colour, markerfacecolor="none")

@@ -4,7 +4,8 @@ import hashlib
 import json
 import math
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ import numpy as np
 
 from gptjax.errors import BadInput
 from gptjax.files import plain, read_json, write_json
+from gptjax.laws.codec import Json
 from gptjax.laws.fit import MIN_DRAWS
-from gptjax.laws.forms import PUBLISHED, ChinchillaLaw, DataConstrainedLaw, Law, PowerLaw, serving_optimum
-from gptjax.laws.table import Floats
+from gptjax.laws.forms import ChinchillaLaw
+from gptjax.laws.law import Floats, Law, Optimum, PowerLaw
+from gptjax.laws.published import PUBLISHED, DataConstrainedLaw, Served, serving_optimum
+from gptjax.laws.record import Analysis, Found, read_law
+from gptjax.laws.uncertainty import LEVELS
 
-Json = dict[str, Any]
-LEVELS = (0.025, 0.975)
 SEARCHES = 100  # draws whose optimum is found by search, where it has no closed form
 LIMITS = {"flops": (1e6, 1e40), "params": (10, 1e20), "tokens": (10, 1e25), "loss": (1e-3, 50)}
 MOST_OFF = 10  # times 6 N D: what a run of small models may cost by another count of FLOPs
@@ -31,15 +34,16 @@ class NoForecast(BadInput):
 
 @dataclass(frozen=True)
 class Forecaster:
-    """A law that may forecast; draws (k, 5) of theta and (k, 2) of log k, a of N* and D* tell its doubt.
+    """A law that may forecast; drawn laws, and draws (k, 2) of log k, a of N* and D*, tell its doubt.
 
-    N* and D* of a budget come from `optimum` where it is there (an isoFLOP fit), else from the law. A published law has
-    no draws and no rows. `noise` is the standard deviation of one run's log loss about the law.
+    N* and D* of a budget come from `optimum` where it is there (an isoFLOP fit, or a law whose optima are power laws),
+    else from the law. A published law has no draws and no rows. `noise` is the standard deviation of one run's log loss
+    about the law. `held` are the values of the columns that the law reads besides N and D.
     """
 
     name: str
     law: Law
-    theta: Floats
+    laws: tuple[Law, ...]
     noise: float
     optimum: tuple[PowerLaw, PowerLaw] | None
     optimum_draws: tuple[Floats, Floats]
@@ -48,66 +52,73 @@ class Forecaster:
     rows: int
     largest_flops: float | None
     forced: str  # why it would have been refused
+    held: dict[str, float] = field(default_factory=dict)
 
 
-def read_forecaster(source: str, force: bool = False) -> Forecaster:
+def read_forecaster(source: str, force: bool = False, held: Mapping[str, float] | None = None) -> Forecaster:
     """Read a law: the name of a published one, the JSON of `gptjax fit`, or a directory with law.json."""
     if source in PUBLISHED:
         none = np.zeros((0, 2))
         return Forecaster(
-            source, PUBLISHED[source], np.zeros((0, 5)), 0.0, None, (none, none), "published law",
+            source, PUBLISHED[source], (), 0.0, None, (none, none), "published law",
             "N without embeddings; L(N, D) under C = 6ND, whose N* is not their C^0.73 (of L(N, S))"
             if source.startswith("kaplan") else "N and C as published", 0, None, "",
         )  # fmt: skip
-    law = read_law(source)
     try:
-        return forecaster(law, force, source)
+        return forecaster(read_law(source), force, source, held)
     except NoForecast as refusal:
         raise NoForecast(f"{source}: {refusal}") from None
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise BadInput(f"{source} is not a law that gptjax fit wrote; make it anew") from None
 
 
-def read_law(source: str) -> Json:
-    """Read fit_all's object from its file, or from law.json in a directory."""
-    path = Path(source) / "law.json" if Path(source).is_dir() else Path(source)
-    if not path.is_file():
-        known = ", ".join(PUBLISHED)
-        raise BadInput(f"{source} is no sweep that has a law, no law's JSON, and no published law; those are {known}")
-    law = read_json(path)
-    if not isinstance(law, dict) or "approaches" not in law:
-        raise BadInput(f"{path} is not a law; make one with gptjax fit TABLE --json {path}")
-    return law
+def forecaster(
+    law: Analysis, force: bool = False, name: str = "law", held: Mapping[str, float] | None = None
+) -> Forecaster:
+    """Make a forecaster of a fit. NoForecast when its law is refused or, unless forced, degenerate.
 
-
-def forecaster(law: Json, force: bool = False, name: str = "law") -> Forecaster:
-    """Make a forecaster of fit_all's object. NoForecast when its law is refused or, unless forced, degenerate."""
-    fitted = law["approaches"].get("parametric", {"status": "not fitted", "reasons": ["it was not asked for"]})
-    trouble = "" if fitted["status"] == "ok" else f"{fitted['status']} ({'; '.join(fitted['reasons'])})"
-    if trouble and not (force and fitted.get("a")):
-        remedy = "; --force forecasts all the same" if fitted.get("a") else ""
+    `held` gives values for the columns that the law reads besides N and D; the others keep their medians of the fit.
+    """
+    fitted = law.parametric
+    if fitted is None:
+        raise NoForecast("the parametric fit is not fitted (it was not asked for) and forecasts no loss")
+    trouble = "" if fitted.ok else f"{fitted.status} ({'; '.join(fitted.reasons)})"
+    if trouble and not (force and fitted.a):
+        remedy = "; --force forecasts all the same" if fitted.a else ""
         raise NoForecast(f"the parametric fit is {trouble} and forecasts no loss{remedy}")
-    source, best = "parametric", fitted
-    if law["approaches"].get("isoflop", {}).get("status") == "ok":
-        source, best = "isoflop", law["approaches"]["isoflop"]
-    enough = max(MIN_DRAWS, law["settings"]["bootstrap"] / 2)  # fewer draws that gave a law are no sample of its doubt
-    n_draws, d_draws = (np.array(best["draws"][letter], float).reshape(-1, 2) for letter in "ND")
-    if len(n_draws) != len(d_draws):
-        raise ValueError("a draw has an N* or a D* and not both")
-    theta = np.array(fitted["theta_draws"], float).reshape(-1, 5)
+    form = law.settings.law_form
+    best: Found = law.isoflop if law.isoflop and law.isoflop.ok else fitted
+    source = "parametric" if best is fitted else "isoflop"
+    values = _held(fitted.held, held or {})
+    enough = max(MIN_DRAWS, law.settings.bootstrap / 2)  # fewer draws that gave a law are no sample of its doubt
+    n_draws, d_draws = (np.array(lines, float).reshape(-1, 2) for lines in (best.draws.N, best.draws.D))
+    drawn = [form.at(np.array(each)) for each in fitted.theta_draws] if len(fitted.theta_draws) >= enough else []
+    own = law.law(values)
+    if own is None:
+        raise BadInput(f"{name} has no coefficients of its parametric law; fit it anew")
+    optimum = None
+    if (source == "isoflop" or own.closed) and None not in (best.N_coef, best.a, best.D_coef, best.b):
+        optimum = PowerLaw(best.N_coef, best.a), PowerLaw(best.D_coef, best.b)  # type: ignore[arg-type]
     return Forecaster(
         name=name,
-        law=ChinchillaLaw(*(fitted[name] for name in ("A", "B", "E", "alpha", "beta"))),
-        theta=theta if len(theta) >= enough else theta[:0],
-        noise=fitted["noise"],
-        optimum=(PowerLaw(best["N_coef"], best["a"]), PowerLaw(best["D_coef"], best["b"])),
+        law=own,
+        laws=tuple(each.held(values) for each in drawn if isinstance(each, Law)),
+        noise=fitted.noise or 0.0,
+        optimum=optimum,
         optimum_draws=(n_draws, d_draws) if len(n_draws) >= enough else (n_draws[:0], d_draws[:0]),
         source=source,
-        convention=law["convention"],
-        rows=law["rows"],
-        largest_flops=law["ranges"]["C"][1],
+        convention=law.convention,
+        rows=law.rows,
+        largest_flops=law.ranges["C"][1],
         forced=trouble,
+        held=values,
     )
+
+
+def _held(fitted: dict[str, float], given: Mapping[str, float]) -> dict[str, float]:
+    """Give the values at which a forecast holds the further columns of a law: those given, else those of the fit."""
+    if strange := sorted(set(given) - set(fitted)):
+        reads = f"reads {', '.join(fitted)} besides N and D" if fitted else "reads N and D alone"
+        raise BadInput(f"the law {reads}; {strange[0]} cannot be given")
+    return {**fitted, **given}
 
 
 def predict(
@@ -148,7 +159,7 @@ def predict(
         source = "parametric" if f.rows else f.source
         best = f.law.optimum(**given)
         n, d, c = best.params, best.tokens, best.flops
-        drawn = _optima(f.theta, loss) if loss is not None else {}
+        drawn = _optima(f, **given)
     else:
         ((name, value),) = given.items()
         n_law, d_law = f.optimum
@@ -176,6 +187,8 @@ def predict(
         result |= {"unique_tokens": repeated, "epochs": max(1.0, d / repeated)}
     if loss is not None:
         result["loss"] = loss
+    if f.held:
+        result["held"] = f.held
     return plain(
         {
             **result,
@@ -213,6 +226,8 @@ def describe(said: Json) -> str:
         )
     if "optimum_from" in said:
         lines.append(f"{'by':<10}{said['law']}: {said['optimum_from']}; {said['convention']}")
+    for column, value in said.get("held", {}).items():
+        lines.append(f"{'at':<10}{column} = {value:.4g}, which has no optimum and is held there")
     if said.get("forced"):
         lines.append(f"{'FORCED':<10}the fit is {said['forced']}")
     return "\n".join(lines)
@@ -232,14 +247,18 @@ def _along(n_law: Any, d_law: Any, name: str, value: float) -> tuple[Any, Any, A
     return n_coef * c**a, d_coef * c**b, c
 
 
-def _optima(theta: Floats, loss: float) -> dict[str, Floats]:
-    """Give N, D and C of each drawn law's optimum of this loss; inf where the loss is at or below its floor."""
-    log_a, log_b, log_e, alpha, beta = theta.T
-    left = np.maximum(loss - np.exp(log_e), 0)
-    with np.errstate(divide="ignore"):
-        n = (np.exp(log_a) * (1 + alpha / beta) / left) ** (1 / alpha)
-        d = (np.exp(log_b) * (1 + beta / alpha) / left) ** (1 / beta)
-    return {"params": n, "tokens": d, "flops": 6 * n * d}
+def _optima(f: Forecaster, **given: float) -> dict[str, Floats]:
+    """Give N, D and C of each drawn law's optimum of one of C, N, D and loss; inf where it has none."""
+    laws = f.laws if f.law.closed else f.laws[:SEARCHES]
+    best = [_optimum(law, given) for law in laws]
+    return {name: np.array([getattr(one, name) for one in best]) for name in ("params", "tokens", "flops")}
+
+
+def _optimum(law: Law, given: dict[str, float]) -> Optimum:
+    try:
+        return law.optimum(**given)
+    except (BadInput, OverflowError, ZeroDivisionError):  # no run of this law has that loss, or only one beyond floats
+        return Optimum(math.inf, math.inf, math.inf, math.inf)
 
 
 def _interval(drawn: Floats) -> list[float | None] | None:
@@ -253,14 +272,11 @@ def _interval(drawn: Floats) -> list[float | None] | None:
 
 def _loss_interval(f: Forecaster, params: float, tokens: float, unique: float | None) -> list[float] | None:
     """Spread the loss of one run at (N, D) by the drawn laws and by one run's noise about its law."""
-    if not len(f.theta):
+    if not f.laws:
         return None
-    log_a, log_b, log_e, alpha, beta = f.theta.T
-    drawn = np.exp(log_e) + np.exp(log_a - alpha * np.log(params)) + np.exp(log_b - beta * np.log(tokens))
-    if unique is not None:
-        laws = (ChinchillaLaw(*map(float, (*np.exp(theta[:3]), *theta[3:]))) for theta in f.theta)
-        drawn = np.array([float(_repeating(f, law, unique).loss(params, tokens)) for law in laws])
-    drawn *= np.exp(f.noise * np.random.default_rng(0).standard_normal(len(f.theta)))
+    laws = f.laws if unique is None else [_repeating(f, law, unique) for law in f.laws]
+    drawn = np.array([float(law.loss(params, tokens)) for law in laws])
+    drawn *= np.exp(f.noise * np.random.default_rng(0).standard_normal(len(laws)))
     return [float(end) for end in np.quantile(drawn, LEVELS)]
 
 
@@ -269,7 +285,7 @@ def serve(f: Forecaster, loss: float, inference_tokens: float) -> Json:
     if not 0 < inference_tokens <= LIMITS["tokens"][1]:
         raise BadInput(f"inference-tokens {inference_tokens:g} must be above 0 and at most {LIMITS['tokens'][1]:g}")
     best = serving_optimum(f.law, loss, inference_tokens)
-    drawn = [serving_optimum(law, loss, inference_tokens) if law.E < loss else None for law in _some_laws(f)]
+    drawn = [_served(law, loss, inference_tokens) for law in f.laws[:SEARCHES]]
     result: Json = {"inference_tokens": inference_tokens, **asdict(best)}
     for name in ("params", "tokens"):
         values = [getattr(other, name) if other else math.inf for other in drawn]
@@ -280,7 +296,7 @@ def serve(f: Forecaster, loss: float, inference_tokens: float) -> Json:
 def constrain(f: Forecaster, flops: float, unique_tokens: float) -> Json:
     """Give the best run of a compute when only so many tokens are unique (Muennighoff et al. 2023)."""
     best = _repeating(f, f.law, unique_tokens).optimum(flops=flops)
-    drawn = [DataConstrainedLaw(law, unique_tokens).optimum(flops=flops) for law in _some_laws(f)]
+    drawn = [_repeating(f, law, unique_tokens).optimum(flops=flops) for law in f.laws[:SEARCHES]]
     result: Json = {"unique_tokens": unique_tokens, **asdict(best), "epochs": best.tokens / unique_tokens}
     for name in ("params", "tokens", "loss"):
         result[f"{name}_interval"] = _interval(np.array([getattr(other, name) for other in drawn]))
@@ -320,8 +336,11 @@ def _by_law(f: Forecaster) -> Json:
     return {"optimum_from": "parametric" if f.rows else f.source, "law": f.name, "convention": f.convention}
 
 
-def _some_laws(f: Forecaster) -> list[ChinchillaLaw]:
-    return [ChinchillaLaw(*map(float, (*np.exp(theta[:3]), *theta[3:]))) for theta in f.theta[:SEARCHES]]
+def _served(law: Law, loss: float, inference_tokens: float) -> Served | None:
+    try:
+        return serving_optimum(law, loss, inference_tokens)
+    except BadInput:  # the floor of this draw is above the loss
+        return None
 
 
 def register(prediction: Json, path: Path) -> None:

@@ -14,16 +14,18 @@ from gptjax.errors import BadInput
 from gptjax.files import read_json, write_file, write_json
 from gptjax.laws import plot, plot_doubt
 from gptjax.laws.analysis import fit_all
+from gptjax.laws.approaches import BY_NAME, BY_TRUST
+from gptjax.laws.codec import Json
 from gptjax.laws.coverage import affordable
 from gptjax.laws.envelope import LATE
 from gptjax.laws.fit import Choices
 from gptjax.laws.methods import methods, say_resampling
 from gptjax.laws.page import page, picture, say_flops, say_interval, say_percent, say_sentence, table
-from gptjax.laws.quote import NAMES, quote, read_forecast
-from gptjax.laws.robustness import BEYOND, DRAWS, GAP
+from gptjax.laws.quote import quote, read_forecast
+from gptjax.laws.record import Analysis, Covered, EnvelopeFound, FittedForm, ParametricFound
+from gptjax.laws.robustness import BEYOND, CHOICE_DRAWS, GAP
 from gptjax.laws.table import Curve, Runs, read_curves, read_rows, read_runs, short
 
-Json = dict[str, Any]
 SHOWN = 500  # rows of a table on the page; the rest stand in the files
 COLUMNS = 12  # of a table on the page: of a wider one, those of LEADING
 LEADING = (
@@ -74,7 +76,7 @@ def write_report(
     curves = _counted(curves, rows)
     facts, record = _optional(directory / "facts.json"), _optional(directory / "prediction.json")
     score = _optional(directory / "prediction_score.json").get("score")
-    law["quote"] = quote(law, read_forecast(directory))
+    law = replace(law, quote=quote(law, read_forecast(directory)))
     title = title or str(facts.get("title", TITLE))
 
     (directory / "figures").mkdir(exist_ok=True)
@@ -99,7 +101,7 @@ def write_report(
         for kind, content in files.items():
             write_file(directory / "figures" / f"{part.name}.{kind}", content)
         body.append(html)
-    write_json(directory / "law.json", law)
+    write_json(directory / "law.json", law.to_json())
     write_file(directory / "report.html", page(title, body))
     return directory / "report.html"
 
@@ -126,45 +128,45 @@ def _some(curves: list[Curve]) -> list[Curve]:
     return [curves[i] for i in np.sort(picked)]
 
 
-def _headline(law: Json) -> Iterator[str]:
+def _headline(law: Analysis) -> Iterator[str]:
     """Say what to quote, each approach's exponents, and what was refused."""
-    approaches = law["approaches"]
-    first, *others = map(say_sentence, law["quote"].values())
+    first, *others = map(say_sentence, law.quote.values())
     yield f'<p class="lead">{first}</p>'
     yield "".join(f"<p>{sentence}</p>" for sentence in others)
     table_rows = []
-    for name, label in NAMES.items():
-        fit = approaches[name]
-        known = fit["a"] is not None
-        cells = [f"{fit[key]:.3f}  ({say_interval(fit[f'{key}_interval'])})" if known else "none" for key in ("a", "b")]
-        table_rows.append([label, *cells, f"{len(fit['used'])} of {law['rows']}", fit["status"]])
+    for approach in BY_TRUST:
+        fit = law.approaches[approach.name]
+        both = ((fit.a, fit.a_interval), (fit.b, fit.b_interval))
+        cells = ["none" if value is None else f"{value:.3f}  ({say_interval(ends)})" for value, ends in both]
+        table_rows.append([approach.label, *cells, f"{len(fit.used)} of {law.rows}", fit.status])
     yield table(["approach", "a, in N* ∝ Cᵃ (95 %)", "b, in D* ∝ Cᵇ (95 %)", "rows used", "status"], table_rows)
-    reasons = [f"<li>{NAMES[name]}: {escape(reason)}.</li>" for name in NAMES for reason in approaches[name]["reasons"]]
+    fits = [(approach.label, law.approaches[approach.name]) for approach in BY_TRUST]
+    reasons = [f"<li>{label}: {escape(reason)}.</li>" for label, fit in fits for reason in fit.reasons]
     if reasons:
         yield f"<p>Refused, or to be read with care:</p><ul>{''.join(reasons)}</ul>"
 
 
-def _optima(rows: Runs, law: Json, said: Json | None) -> Iterator[_Plate]:
+def _optima(rows: Runs, law: Analysis, said: Json | None) -> Iterator[_Plate]:
     """Show the best size at each budget, and the power laws through these."""
-    approaches, settings = law["approaches"], law["settings"]
-    convention = f"Here {escape(law['convention'])}."
-    budgets = approaches["isoflop"]["budgets"]
-    if any(budget["window"] for budget in budgets):
+    convention = f"Here {escape(law.convention)}."
+    assert law.isoflop
+    budgets = law.isoflop.budgets
+    if any(budget.window for budget in budgets):
         through = (
             "An Akima spline of log loss in log <i>N</i> goes through the best run of each size (filled points)"
-            if settings["interp"] == "akima"
+            if law.settings.interp == "akima"
             else "A parabola in log <i>N</i> goes through the filled points"
         )
-        refused = sum(budget["N"] is None for budget in budgets)
+        refused = sum(budget.N is None for budget in budgets)
         dashed = f" {refused} of {len(budgets)} budgets were refused; their lines are dashed." if refused else ""
         caption = (
             f"Each colour is a compute budget in FLOPs. {through}; open points were left out. The fit uses "
-            f"{len(approaches['isoflop']['used'])} rows. Diamonds mark the minima, with one standard error.{dashed} "
+            f"{len(law.isoflop.used)} rows. Diamonds mark the minima, with one standard error.{dashed} "
             f"{convention}"
         )
         draw: Callable[..., Figure] = partial(plot.isoflop_parabolas, rows, law)
         yield _Plate("isoflop", "Loss against size at equal compute", caption, draw)
-    if any(approaches[name]["band"] for name in NAMES):
+    if any(found.band for found in law.approaches.values()):
         caption = (
             "Lines are the fitted power laws with 95&#8239;% bootstrap bands, and diamonds are the isoFLOP minima. A "
             "degenerate fit is pale and dashed; a refused one has no line. The published laws were fitted to other "
@@ -175,33 +177,33 @@ def _optima(rows: Runs, law: Json, said: Json | None) -> Iterator[_Plate]:
         yield _Plate("optimum", "Compute-optimal size and tokens", caption, draw)
 
 
-def _law(rows: Runs, law: Json, curves: list[Curve]) -> Iterator[_Plate | str]:
+def _law(rows: Runs, law: Analysis, curves: list[Curve]) -> Iterator[_Plate | str]:
     """Show the runs, the fitted loss, what it leaves, and how other forms of it do."""
-    fit, envelope = law["approaches"]["parametric"], law["approaches"]["envelope"]
+    fit, envelope = law.parametric, law.envelope
+    assert fit and envelope
     yield "<h2>The law</h2>"
     drawn = _some(curves)
     of = f"{len(drawn)} of {len(curves)} runs, picked at random" if len(drawn) < len(curves) else f"{len(curves)} runs"
     lines = f" Thin lines are the training loss of {of}, averaged in bins of equal log tokens." if curves else ""
     caption = (
         f"Each point is the validation loss of one of the {len(rows)} finished runs.{lines} "
-        f"{_envelope_words(envelope)} Here {escape(law['convention'])}."
+        f"{_envelope_words(envelope)} Here {escape(law.convention)}."
     )
     draw: Callable[..., Figure] = partial(plot.loss_against_compute, rows, law, drawn)
     yield _Plate("loss_compute", "Loss against compute", caption, draw)
-    if fit["band"]:
+    if fit.band:
         caption = (
-            f"Contours of <i>L</i> = {fit['E']:.3f} + {fit['A']:.4g} / <i>N</i><sup>{fit['alpha']:.3f}</sup> + "
-            f"{fit['B']:.4g} / <i>D</i><sup>{fit['beta']:.3f}</sup> in nats, where <i>C</i> = 6<i>ND</i>. Points are "
+            f"Contours of {_law_words(fit)} in nats, where <i>C</i> = 6<i>ND</i>. Points are "
             f"the {len(rows)} rows fitted; the line is the best size at each budget."
         )
         yield _Plate("contours", "The parametric law", caption, partial(plot.loss_contours, rows, law))
-    if fit["errors"]:
+    if fit.errors:
         caption = "How far the measured loss of each row is above the predicted one; the band is two sd."
         yield _Plate("residuals", "What the law leaves", caption, partial(plot.residuals, rows, law))
     if curves:
         caption = f"The training loss of {of}, averaged in bins of equal log tokens; curves.csv holds them all."
         yield _Plate("training", "Training curves", caption, partial(plot.training_curves, rows, drawn))
-    hyper = law.get("hyper")
+    hyper = law.hyper
     if hyper and hyper["lr"]["cells"]:
         caption = (
             "Each colour is a cell: one size trained on one number of tokens. The curve goes through filled points. "
@@ -209,17 +211,30 @@ def _law(rows: Runs, law: Json, curves: list[Curve]) -> Iterator[_Plate | str]:
             "because no minimum lies between them."
         )
         yield _Plate("rates", "Loss against learning rate", caption, partial(plot.loss_against_rate, hyper))
-    if law.get("forms"):
-        yield from _forms(law["forms"])
+    if law.forms:
+        yield from _forms(law.forms)
 
 
-def _envelope_words(found: Json) -> str:
+def _law_words(fit: ParametricFound) -> str:
+    """Write a fitted law in HTML."""
+    known = {name: each.value or 0.0 for name, each in fit.coefficients.items()}
+    if fit.form == "chinchilla":
+        return (
+            f"<i>L</i> = {known['E']:.3f} + {known['A']:.4g} / <i>N</i><sup>{known['alpha']:.3f}</sup> + "
+            f"{known['B']:.4g} / <i>D</i><sup>{known['beta']:.3f}</sup>"
+        )
+    values = {**known, **{f"held {name}": value for name, value in fit.held.items()}}
+    said = ", ".join(f"{name} = {value:.4g}" for name, value in values.items())
+    return f"the form {escape(fit.form)} ({escape(said)})"
+
+
+def _envelope_words(found: EnvelopeFound) -> str:
     """Say what the envelope goes through."""
-    if found["method"] != "training curves":
+    if found.method != "training curves":
         return "The envelope goes through finished runs only, in straight lines between budgets."
-    if not found["run_share"]:
+    if not found.run_share:
         return "No training curve reaches the envelope."
-    low, middle, high = (say_percent(share) for share in np.quantile(found["run_share"], (0, 0.5, 1)))
+    low, middle, high = (say_percent(share) for share in np.quantile(found.run_share, (0, 0.5, 1)))
     return (
         f"The envelope goes through the training curves: its points lie {low} to {high} of the way through their runs, "
         f"half of them beyond {middle}. It is dashed before the last {say_percent(1 - LATE)} of a run: the learning "
@@ -227,35 +242,35 @@ def _envelope_words(found: Json) -> str:
     )
 
 
-def _forms(forms: list[Json]) -> Iterator[str]:
+def _forms(forms: list[FittedForm]) -> Iterator[str]:
     cells = []
     for entry in forms:
-        known = entry["coefficients"] or {}
+        known = entry.coefficients or {}
         text = ", ".join(f"{name} {value:.3g}" for name, value in known.items()).replace("e+", "e")
         numbers = [
-            "none" if entry["aicc"] is None else f"{entry['aicc']:.1f}",
-            say_percent(entry["rmse"], 2),
-            say_percent(entry.get("rmse_beyond"), 2),
+            "none" if entry.aicc is None else f"{entry.aicc:.1f}",
+            say_percent(entry.rmse, 2),
+            say_percent(entry.rmse_beyond, 2),
         ]
-        cells.append([entry["form"], text or "none", *numbers, entry["status"]])
+        cells.append([entry.form, text or "none", *numbers, entry.status])
     header = ["form", "coefficients", "ΔAICc", "rms", "beyond", "status"]
     yield "<p>The same rows under other forms of the law:</p>"
     yield table(header, cells)
     yield (
         '<p class="note muted">Each form was fitted by least squares of log loss; rms is the root mean square of its '
         "errors. ΔAICc counts from the best form; it charges for every coefficient and takes the errors to be "
-        f"independent. Beyond is the rms error on the rows above {say_flops(forms[0]['cut'])} FLOPs of the form fitted "
+        f"independent. Beyond is the rms error on the rows above {say_flops(forms[0].cut)} FLOPs of the form fitted "
         "to the rows below. A power law of one variable can only do well where that variable limits the loss.</p>"
     )
 
 
-def _doubt(rows: Runs, law: Json) -> Iterator[_Plate | str]:
+def _doubt(rows: Runs, law: Analysis) -> Iterator[_Plate | str]:
     """Show how far the parametric law could have come out otherwise."""
-    fit = law["approaches"]["parametric"]
-    if not fit["profile"]:
+    fit = law.parametric
+    if not fit or not fit.profile or not fit.influence or fit.a_se is None:
         return
     yield "<h2>How sure it is</h2>"
-    count = len(fit["theta_draws"])
+    count = len(fit.theta_draws)
     caption = (
         f"{min(plot_doubt.CLOUD, count)} of {count} bootstrap draws ({say_resampling(fit)}). The curves enclose 68 and "
         "95&#8239;% of all draws, by a kernel density. The frame reaches "
@@ -270,22 +285,20 @@ def _doubt(rows: Runs, law: Json) -> Iterator[_Plate | str]:
         "below is the interval of the bootstrap."
     )
     yield _Plate("profile", "Profiles of the objective", caption, partial(plot_doubt.profiles, law))
-    jackknife = " and ".join(
-        f"{found['a_se']:.4f} over {len(found['a'])} {kind}s" for kind, found in fit["influence"].items()
-    )
+    jackknife = " and ".join(f"{found.a_se:.4f} over {len(found.a)} {kind}s" for kind, found in fit.influence.items())
     caption = (
         "The exponent <i>a</i> of the parametric fit when one size, or one row, is left out; those that move it most "
-        f"are named. The jackknife's standard error of <i>a</i> is {jackknife}; the bootstrap's is {fit['a_se']:.4f}."
+        f"are named. The jackknife's standard error of <i>a</i> is {jackknife}; the bootstrap's is {fit.a_se:.4f}."
     )
-    draw = partial(plot_doubt.influence, rows, law)
+    draw = partial(plot_doubt.influence_of_each, rows, law)
     yield _Plate("influence", "What a single size or row decides", caption, draw)
-    if counted := law.get("coverage"):
-        yield from _coverage(counted)
+    if law.coverage:
+        yield from _coverage(law.coverage)
 
 
-def _coverage(counted: Json) -> Iterator[str]:
+def _coverage(counted: dict[str, Covered]) -> Iterator[str]:
     """Tabulate how often the intervals held the truth, and say which promise more than they keep."""
-    sweeps = max(found["fitted"] + found["refused"] for found in counted.values())
+    sweeps = max(found.fitted + found.refused for found in counted.values())
     yield (
         f"<p>How good are the intervals? {sweeps} sweeps were simulated from the parametric law at exactly these sizes "
         "and tokens, with the noise of these runs, and fitted the same way. A 95&#8239;% interval should hold the "
@@ -294,15 +307,15 @@ def _coverage(counted: Json) -> Iterator[str]:
     lines: list[list[Any]] = []
     short_of: list[str] = []
     beyond: list[str] = []
-    for name, label in NAMES.items():
-        found = counted[name]
-        if not found["fitted"]:
-            lines.append([label, found["fitted"], "", "", "", ""])
+    for approach in BY_TRUST:
+        found, label = counted[approach.name], approach.label
+        if found.covered is None or found.covered_interval is None:
+            lines.append([label, found.fitted, "", "", "", ""])
             continue
-        low, high = found["covered_interval"]
-        share = f"{100 * found['covered']:.0f} %  ({100 * low:.0f} to {100 * high:.0f})"
-        lines.append([label, found["fitted"], share, *(f"{found[key]:.4f}" for key in ("bias", "rmse", "width"))])
-        off = f"the {label} interval by {100 * abs(NOMINAL - found['covered']):.0f} points"
+        low, high = found.covered_interval
+        share = f"{100 * found.covered:.0f} %  ({100 * low:.0f} to {100 * high:.0f})"
+        lines.append([label, found.fitted, share, *(f"{value:.4f}" for value in (found.bias, found.rmse, found.width))])
+        off = f"the {label} interval by {100 * abs(NOMINAL - found.covered):.0f} points"
         if high < NOMINAL:
             short_of.append(off)
         elif low > NOMINAL:
@@ -315,14 +328,14 @@ def _coverage(counted: Json) -> Iterator[str]:
         yield f"<p>They hold a more often than they say, and are wider than they need be: {'; '.join(beyond)}.</p>"
 
 
-def _choices(law: Json) -> Iterator[_Plate | str]:
+def _choices(law: Analysis) -> Iterator[_Plate | str]:
     """Show the exponent under each choice that one could have made."""
-    entries = law.get("choices")
+    entries = law.choices
     if not entries:
         return
     yield "<h2>Other choices</h2>"
-    troubled = [e for e in entries if e["status"] != "ok"]
-    sizes = [e["N_beyond"] for e in entries if e["status"] == "ok" and e["N_beyond"]]
+    troubled = [e for e in entries if e.status != "ok"]
+    sizes = [e.N_beyond for e in entries if e.status == "ok" and e.N_beyond]
     reach = f" At {BEYOND:g} times the largest budget the best size is {short(min(sizes))} to {short(max(sizes))} by " \
         "these fits." if sizes else ""  # fmt: skip
     words = (
@@ -332,25 +345,25 @@ def _choices(law: Json) -> Iterator[_Plate | str]:
         else ""
     )
     caption = (
-        f"The exponent <i>a</i> with its 95&#8239;% interval ({DRAWS} draws) when one choice at a time is changed. The "
-        f"band is the interval of the fit as chosen.{words}{reach}"
+        f"The exponent <i>a</i> with its 95&#8239;% interval ({CHOICE_DRAWS} draws) when one choice at a time is "
+        f"changed. The band is the interval of the fit as chosen.{words}{reach}"
     )
     yield _Plate("choices", "The exponent under other choices", caption, partial(plot_doubt.choices_forest, law))
     if troubled:
         yield f"<details><summary>{len(troubled)} refused or degenerate, with reasons</summary>"
-        cells = [[NAMES[e["approach"]], e["choice"], e["status"], e["reason"]] for e in troubled]
+        cells = [[BY_NAME[e.approach].label, e.choice, e.status, e.reason] for e in troubled]
         yield table(["approach", "choice", "status", "reason"], cells) + "</details>"
 
 
-def _extrapolation(law: Json) -> Iterator[_Plate | str]:
+def _extrapolation(law: Analysis) -> Iterator[_Plate | str]:
     """Show what a sweep with less compute would have said."""
-    cuts = law.get("extrapolation")
-    if not cuts or all(e["rmse"] is None and e["isoflop_N_ratio"] is None for e in cuts):
+    cuts = law.extrapolation
+    if not cuts or all(e.rmse is None and e.isoflop_N_ratio is None for e in cuts):
         return
     yield "<h2>From less compute</h2>"
-    fitted = " to ".join(dict.fromkeys(str(e["rows"]) for e in (cuts[0], cuts[-1])))
-    scored = " to ".join(dict.fromkeys(str(e["rows_beyond"]) for e in (cuts[0], cuts[-1])))
-    largest = law["ranges"]["C"][1]
+    fitted = " to ".join(dict.fromkeys(str(e.rows) for e in (cuts[0], cuts[-1])))
+    scored = " to ".join(dict.fromkeys(str(e.rows_beyond) for e in (cuts[0], cuts[-1])))
+    largest = law.ranges["C"][1]
     caption = (
         f"Left: the parametric law is fitted to the runs up to <i>C</i> ({fitted} rows) and predicts those beyond "
         f"{GAP:g}<i>C</i> ({scored} rows); shown is its error in per cent of loss. Right: <i>N</i>* at the largest "
@@ -361,7 +374,7 @@ def _extrapolation(law: Json) -> Iterator[_Plate | str]:
     yield _Plate("extrapolation", "What a smaller sweep would have said", caption, draw)
 
 
-def _prediction(rows: Runs, law: Json, record: Json, score: Json | None) -> Iterator[_Plate | str]:
+def _prediction(rows: Runs, law: Analysis, record: Json, score: Json | None) -> Iterator[_Plate | str]:
     """Show a registered prediction and what came of it."""
     if not record:
         return
@@ -383,14 +396,14 @@ def _prediction(rows: Runs, law: Json, record: Json, score: Json | None) -> Iter
     yield "<h2>A prediction, and what came of it</h2>"
     yield f"<p>{text}</p>"
     yield f'<p class="note muted">sha256 {escape(record["sha256"])}</p>'
-    if law["approaches"]["parametric"]["band"]:
+    if law.parametric and law.parametric.band:
         bar = "the interval written down before it was trained" if ends else "its prediction, which had no interval"
         caption = f"The held-out run and {bar}. Dots are the rows behind the law, as far as they lie off it."
         draw = partial(plot.prediction_against_outcome, rows, law, said, score)
         yield _Plate("prediction", "Prediction and outcome", caption, draw)
 
 
-def _rows(path: Path, law: Json) -> Iterator[str]:
+def _rows(path: Path, law: Analysis) -> Iterator[str]:
     header, rows = read_rows(path)
     shown = header if len(header) <= COLUMNS else [name for name in LEADING if name in header]
     cells = [[_cell(row[name]) for name in shown] for _, row in rows[:SHOWN]]
@@ -401,9 +414,9 @@ def _rows(path: Path, law: Json) -> Iterator[str]:
             f"{escape(path.name)}.</p>"
         )
     yield table(shown, cells, tall=True)
-    dropped = [[item["run"], "all", item["reason"]] for item in law["dropped"]]
-    for name, label in NAMES.items():
-        dropped += [[item["run"], label, item["reason"]] for item in law["approaches"][name]["dropped"]]
+    dropped = [[item.run, "all", item.reason] for item in law.dropped]
+    for approach in BY_TRUST:
+        dropped += [[item.run, approach.label, item.reason] for item in law.approaches[approach.name].dropped]
     if dropped:
         rest = f"; the first {SHOWN}, all stand in law.json" if len(dropped) > SHOWN else ""
         yield f"<details><summary>{len(dropped)} exclusions, with reasons{rest}</summary>"

@@ -2,27 +2,28 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
-from gptjax.laws.envelope import envelope
-from gptjax.laws.families import CHINCHILLA, KAPLAN, TIED, saturating
+from gptjax.files import plain
+from gptjax.laws.approaches import BY_NAME, bootstrap
+from gptjax.laws.codec import Json, read
 from gptjax.laws.fit import Choices, Fit
+from gptjax.laws.forms import FORMS
 from gptjax.laws.isoflop import BUDGET_GAP, isoflop
-from gptjax.laws.parametric import FEW, parametric
+from gptjax.laws.parametric import parametric
+from gptjax.laws.record import Choice, Cut, FittedForm
 from gptjax.laws.table import Runs
-from gptjax.laws.uncertainty import Noise, bootstrap, judged, noise_of_one
+from gptjax.laws.uncertainty import Noise, judged, noise_of_one
 
-Json = dict[str, Any]
 LOWEST = "without the lowest budget"
-DRAWS = 200  # of the intervals of a table of choices
+CHOICE_DRAWS = 200  # of the intervals of a table of choices
 BEYOND = 10.0  # N* is compared at this multiple of the largest budget
 GAP = 3.0  # a law of the runs up to C is scored on runs beyond this multiple of C (two budgets apart or more)
 CUTS = 6
 
 
-def choices_table(runs: Runs, choices: Choices, approaches: Sequence[str]) -> list[Json]:
+def choices_table(runs: Runs, choices: Choices, approaches: Sequence[str]) -> list[Choice]:
     """Fit a, and N* beyond the largest budget, under each reasonable choice in turn, all else as chosen.
 
     `runs` are as read: conventions and exclusions are among the choices. Choices that the table does not allow are
@@ -36,19 +37,20 @@ def choices_table(runs: Runs, choices: Choices, approaches: Sequence[str]) -> li
             rows = varied.rows(runs)
             if label == LOWEST:
                 rows = rows.take(np.flatnonzero(rows.flops > 1.2 * rows.flops.min()))
-            if not len(rows) or (approach == "parametric" and _same_sizes(runs, choices, varied)):
+            if not len(rows) or (not BY_NAME[approach].reads_flops and _same_sizes(runs, choices, varied)):
                 continue
             fit = _fit(approach, rows, varied)
             entry: Json = {"approach": approach, "choice": label, "rows": len(fit.used)}
             entry |= {"a": None, "a_interval": None, "N_beyond": None}
             if (law := fit.params_law) and fit.tokens_law:
-                draws = bootstrap(rows, fit, replace(varied, bootstrap=DRAWS), noise=_noise(rows, varied))
+                draws = bootstrap(rows, fit, replace(varied, bootstrap=CHOICE_DRAWS), noise=_noise(rows, varied))
                 fit = judged(fit, draws)
                 entry["a"] = law.exponent
                 entry["a_interval"] = draws.interval(draws.params[:, 1])
                 if varied.convention == choices.convention:  # elsewhere N and C are other numbers
                     entry["N_beyond"] = float(law(BEYOND * runs.counted(choices.convention).flops.max()))
-            table.append(entry | {"status": fit.status, "reason": "; ".join(fit.reasons)})
+            entry |= {"status": fit.status, "reason": "; ".join(fit.reasons)}
+            table.append(read(Choice, plain(entry), "choices"))
     return table
 
 
@@ -91,46 +93,47 @@ def _variations(runs: Runs, choices: Choices) -> Iterator[tuple[str, tuple[str, 
 
 
 def _fit(approach: str, runs: Runs, choices: Choices) -> Fit:
-    if approach == "isoflop":
-        return isoflop(runs, interp=choices.interp, window=choices.window)
-    if approach == "envelope":
-        return envelope(runs)
-    return parametric(runs, choices, starts=CHINCHILLA.starts[FEW])
+    return BY_NAME[approach].fit(runs, choices, None, True)
 
 
 def _noise(runs: Runs, choices: Choices) -> Noise:
-    return noise_of_one(runs, isoflop(runs, window=choices.window))
+    return noise_of_one(runs, isoflop(runs, window=choices.window), choices.law_form)
 
 
-def forms_table(runs: Runs, choices: Choices) -> list[Json]:
+def forms_table(runs: Runs, choices: Choices) -> list[FittedForm]:
     """Fit each form by least squares of log loss and compare: AICc, scatter, and what it predicts beyond a cut.
 
     AICc (Hurvich & Tsai 1989) counts the variance among the parameters. A power law of one variable is fitted to all
-    rows too: only where that variable limits the loss can it do well.
+    rows too: only where that variable limits the loss can it do well. A form whose columns the table
+    lacks is left out.
     """
-    plain = replace(choices, loss="lsq-log", weights="equal")
+    squares = replace(choices, loss="lsq-log", weights="equal")
     cut = np.quantile(runs.flops, 0.6)
     table = []
-    for family in (CHINCHILLA, TIED, KAPLAN, saturating("flops"), saturating("params"), saturating("tokens")):
-        fit = parametric(runs, plain, family=family, starts=family.starts[FEW])
-        entry: Json = {"form": family.name, "status": fit.status, "coefficients": None, "aicc": None, "rmse": None}
+    for form in {**FORMS, choices.law_form.name: choices.law_form}.values():
+        if not runs.has(form.extra):
+            continue
+        fit = parametric(runs, squares, form=form, starts=form.few_starts)
+        entry: Json = {"form": form.name, "status": fit.status, "coefficients": None, "aicc": None, "rmse": None}
+        entry["rmse_beyond"] = None
         if fit.law:
             n, k = len(runs), len(fit.theta) + 1
             square = float(np.mean(fit.errors**2))
-            entry["coefficients"] = {name: getattr(fit.law, name) for name in family.coefficients}
+            entry["coefficients"] = {name: getattr(fit.law, name) for name in form.names}
             entry["aicc"] = n * np.log(square) + 2 * k + 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else None
             entry["rmse"] = np.sqrt(square)
             early = parametric(
-                runs, plain, family=family, starts=family.starts[FEW], weights=(runs.flops <= cut).astype(np.float64)
+                runs, squares, form=form, starts=form.few_starts, weights=(runs.flops <= cut).astype(np.float64)
             )
             beyond = runs.flops > cut
             entry["rmse_beyond"] = float(np.sqrt(np.mean(early.errors[beyond] ** 2))) if early.law else None
         table.append(entry)
     best = min((e["aicc"] for e in table if e["aicc"] is not None), default=0.0)
-    return [{**e, "aicc": None if e["aicc"] is None else e["aicc"] - best, "cut": float(cut)} for e in table]
+    above = [{**e, "aicc": None if e["aicc"] is None else e["aicc"] - best, "cut": float(cut)} for e in table]
+    return [read(FittedForm, plain(entry), "forms") for entry in above]
 
 
-def extrapolation(runs: Runs, choices: Choices) -> list[Json]:
+def extrapolation(runs: Runs, choices: Choices) -> list[Cut]:
     """Score the law by compute cut: fit the runs up to C, predict those beyond 3 C.
 
     Each entry gives rmse and bias of log loss (predicted - measured), a by each approach, and N* at the largest budget
@@ -141,7 +144,7 @@ def extrapolation(runs: Runs, choices: Choices) -> list[Json]:
     table = []
     for cut in compute_cuts(runs):
         early, beyond = runs.flops <= cut * (1 + 1e-9), runs.flops > GAP * cut
-        fit = parametric(runs, choices, weights=early.astype(np.float64), starts=CHINCHILLA.starts[FEW])
+        fit = parametric(runs, choices, weights=early.astype(np.float64), starts=choices.law_form.few_starts)
         entry: Json = {"max_flops": cut, "rows": int(early.sum()), "rows_beyond": int(beyond.sum())}
         entry |= {"status": fit.status, "reason": "; ".join(fit.reasons)}
         errors = fit.errors[beyond] if fit.law else np.full(1, np.nan)
@@ -151,7 +154,7 @@ def extrapolation(runs: Runs, choices: Choices) -> list[Json]:
             entry[f"{name}_a"] = law.params_law and law.params_law.exponent
             known = law.params_law and final
             entry[f"{name}_N_ratio"] = float(law.params_law(largest) / final(largest)) if known else None  # type: ignore
-        table.append(entry)
+        table.append(read(Cut, plain(entry), "extrapolation"))
     return table
 
 

@@ -10,9 +10,8 @@ import numpy as np
 from jax import Array, lax
 from numpy.typing import NDArray
 
-from gptjax.laws.families import Family
-
-Floats = NDArray[np.float64]
+from gptjax.laws.forms import Form
+from gptjax.laws.law import Floats
 
 PADDING = 32  # rows come in multiples, the rest of weight 0: tables of nearly one length share a program
 CHUNK, CELLS = 50, 50_000  # problems, and problems x rows, solved side by side: they fit the cache, compiled once
@@ -71,7 +70,7 @@ def _descend(log_loss, raw, thetas, x, losses, weights, free, delta):
 
 
 def solve(
-    family: Family,
+    form: Form,
     starts: Floats,
     x: Floats,
     losses: Floats,
@@ -83,13 +82,14 @@ def solve(
 ) -> tuple[Floats, Floats]:
     """Minimise sum_i weights_i Huber_delta(error_i) from each start (p, k), for its losses and weights (p, rows).
 
-    x (variables, rows) are logs; losses and weights broadcast over the p problems. `raw` takes the error of the loss
-    and not of its log; `free` (k,) is 0 for a coefficient that keeps its start. Gives the optima (p, k) and their
-    values (p,). Works about the centre of x, where the problem is well conditioned, without leaving JAX's float64
-    switch on. Dividing by delta^2, as some codes do, would change nothing: the step and the stopping rule are relative.
+    x (columns, rows) is what the form reads; losses and weights broadcast over the p problems. `raw` takes the error of
+    the loss and not of its log; `free` (k,) is 0 for a coefficient that keeps its start. Gives the optima (p, k) and
+    their values (p,). Works about the centre of x, where the problem is well conditioned, if the form says how theta
+    moves there; leaves JAX's float64 switch as it was. Dividing by delta^2, as some codes do, would change nothing: the
+    step and the stopping rule are relative.
     """
-    centre = x.mean(axis=1)
-    thetas = family.shift(starts, centre)
+    centre = x.mean(axis=1) if form.terms else np.zeros(len(x))
+    thetas = form.shift(starts, centre)
     shape, missing = (len(starts), x.shape[1]), -x.shape[1] % PADDING
     losses, weights = np.broadcast_to(losses, shape), np.broadcast_to(weights, shape)
     rows = np.concatenate([np.arange(x.shape[1]), np.zeros(missing, dtype=int)])
@@ -104,7 +104,7 @@ def solve(
         padded = np.resize(chunk, size)
         with jax.enable_x64(True):
             problems = (thetas[padded], centred, losses[padded], weights[padded])
-            theta, value, done = map(np.asarray, _descend(family.log_loss, raw, *problems, free, delta))
+            theta, value, done = map(np.asarray, _descend(form.log_loss, raw, *problems, free, delta))
         thetas[padded], values[padded] = theta, value
         return chunk[~done[: len(chunk)]]
 
@@ -115,4 +115,4 @@ def solve(
             pending = np.concatenate([*pool.map(descend, chunks)])
             if not len(pending):
                 break
-    return family.shift(thetas, -centre), values
+    return form.shift(thetas, -centre), values

@@ -10,20 +10,21 @@ from matplotlib.colors import ListedColormap, LogNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from gptjax.laws.table import Floats, Runs, short
+from gptjax.laws.approaches import APPROACHES, BY_NAME
+from gptjax.laws.codec import Json
+from gptjax.laws.law import Floats
+from gptjax.laws.record import Found
+from gptjax.laws.table import Runs, short
 
-Json = dict[str, Any]
 WIDE, NARROW = 7.2, 3.7  # inches: the page's column, and a phone's
 
-INK, MUTED, FAINT, PAPER = "#1f2328", "#6a7077", "#dfe2e6", "#ffffff"
-ISOFLOP, ENVELOPE, PARAMETRIC, HELD_OUT = "#1767b5", "#c25a0a", "#177a56", "#b5123f"
+INK, MUTED, FAINT, PAPER, HELD_OUT = "#1f2328", "#6a7077", "#dfe2e6", "#ffffff", "#b5123f"
 TWINS = dict(
-    zip(
-        (INK, MUTED, FAINT, PAPER, ISOFLOP, ENVELOPE, PARAMETRIC, HELD_OUT),
-        ("#e7e9ec", "#9ba1a8", "#353a40", "#14161a", "#6db3ff", "#ffa066", "#5fd1a5", "#ff6f91"),
-        strict=True,
-    )
+    zip((INK, MUTED, FAINT, PAPER, HELD_OUT), ("#e7e9ec", "#9ba1a8", "#353a40", "#14161a", "#ff6f91"), strict=True)
 )
+TWINS |= {approach.colour: approach.dark for approach in APPROACHES}
+ISOFLOP, ENVELOPE, PARAMETRIC = (BY_NAME[name].colour for name in ("isoflop", "envelope", "parametric"))
+BY_WIDTH = sorted(APPROACHES, key=lambda approach: -approach.width)  # the widest first, so that all lines show
 
 
 def _colours(name: str, light: tuple[float, float], dark: tuple[float, float]) -> ListedColormap:
@@ -68,11 +69,6 @@ STYLE: Any = {
     "svg.hashsalt": "gptjax",
     "pdf.fonttype": 42,  # TrueType, which publishers ask for and editors can change
     "figure.constrained_layout.use": True,
-}
-LOOKS = {  # the widest first, so that lines that agree all show
-    "isoflop": (ISOFLOP, 3.0, "isoFLOP"),
-    "envelope": (ENVELOPE, 1.4, "envelope"),
-    "parametric": (PARAMETRIC, 1.4, "parametric"),
 }
 MINIMUM: Any = {
     "fmt": "D",
@@ -135,15 +131,15 @@ def draw_dots(axes: Axes, x: Floats, y: Floats, runs: Runs, norm: LogNorm) -> No
     )  # fmt: skip
 
 
-def look(approach: str, fit: Json) -> Json:
+def look(approach: str, fit: Found) -> Json:
     """Say how to draw an approach's line; one that is no finding is dashed and pale and says so in its label."""
-    colour, width, label = LOOKS[approach]
-    if fit["status"] == "ok":
-        return {"color": colour, "linewidth": width, "label": label}
-    return {"color": colour, "linewidth": 1.4, "label": f"{label} ({fit['status']})", **PALE}
+    drawn = BY_NAME[approach]
+    if fit.ok:
+        return {"color": drawn.colour, "linewidth": drawn.width, "label": drawn.label}
+    return {"color": drawn.colour, "linewidth": 1.4, "label": f"{drawn.label} ({fit.status})", **PALE}
 
 
-def warn(axes: Axes, fit: Json) -> None:
+def warn(axes: Axes, fit: Found) -> None:
     """Write over a panel that the fit it shows is no finding."""
-    if fit["status"] != "ok":
-        axes.set_title(f"{fit['status']} fit: no basis for a forecast", color=HELD_OUT)
+    if not fit.ok:
+        axes.set_title(f"{fit.status} fit: no basis for a forecast", color=HELD_OUT)

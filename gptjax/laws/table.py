@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from gptjax.errors import BadInput
 from gptjax.files import read_text
-from gptjax.laws.forms import HOFFMANN_2022
+from gptjax.laws.law import Floats
+from gptjax.laws.published import HOFFMANN_2022
 
-Floats = NDArray[np.float64]
+Strings = NDArray[np.str_]
 Row = dict[str, str]
 
 CONVENTIONS = {  # what N counts, and both in words; C is column flops_NAME, or 6 N D where the name says so
@@ -34,6 +35,7 @@ GROUPS = ("embedding", "positions", "attention", "mlp", "norm", "head")
 RECIPE = ("lr", "batch", "b2")  # what a sweep over one cell varies; batch in sequences
 PAIRED = "loss_se_paired"  # the part of loss_se that runs evaluated on the same windows do not share
 FACTS = (*RECIPE, "steps", "epochs", "bits_per_byte", "budget")
+NAMED = ("run", "seed", "status", "convention", "params", "tokens", "flops", "loss", "loss_se")
 SAME_TOKENS = 0.01  # in log D: a batch rounds the tokens of its run
 DONE = ("done", "finished", "completed", "complete", "succeeded", "success", "ok")  # what `status` calls a finished run
 
@@ -52,8 +54,8 @@ TINY = 1e4  # parameters: no language model is smaller
 class Dropped:
     """A row, or a group of rows, that a fit does not use, and why."""
 
-    run: str
-    reason: str
+    run: str  # its name
+    reason: str  # why it is not used
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Runs:
     """Finished runs as columns of equal length; loss_se and facts are nan where they are unknown.
 
     params and flops follow `convention`, in words; `counts` holds them under each named convention that the table
-    allows. `facts` are FACTS, what a run was trained with and what else it reached, and PAIRED.
+    allows. `facts` are FACTS, what a run was trained with and what else it reached, and PAIRED. `cells` holds every
+    other column as its text stands in the table.
     """
 
     run: tuple[str, ...]
@@ -84,6 +87,7 @@ class Runs:
     warnings: tuple[str, ...] = ()  # what is odd about the table and yet may be right
     counts: Mapping[str, Counted] = field(default_factory=dict)
     facts: Mapping[str, Floats] = field(default_factory=dict)
+    cells: Mapping[str, Strings] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.run)
@@ -118,20 +122,61 @@ class Runs:
         """Give one of FACTS as a column, nan where it is unknown."""
         return self.facts.get(name, np.full(len(self), np.nan))
 
+    def column(self, name: str) -> Floats:
+        """Give any numeric column of the table; BadInput where it is not there, or not a number in every row."""
+        if name in ("params", "tokens", "flops"):
+            return getattr(self, name)
+        values = self.facts.get(name)
+        if values is None and name not in self.cells:
+            known = [fact for fact, column in self.facts.items() if not np.isnan(column).any()]
+            others = ", ".join(["params", "tokens", "flops", *known, *self.cells])
+            raise BadInput(f"the table has no column {name!r}, which the law reads; add it, or fit another form to "
+                           f"{others}")  # fmt: skip
+        if values is None:
+            values = np.array([_value(text) for text in self.cells[name]], dtype=object)
+        for run, value in zip(self.run, values, strict=True):
+            if not isinstance(value, float) or not math.isfinite(value):
+                raise BadInput(f"run {run!r} has {name} {value!s:.60}, which is not a number; fill it in, or leave the "
+                               "run out")  # fmt: skip
+        return values.astype(np.float64)
+
+    def has(self, names: tuple[str, ...]) -> bool:
+        """Say whether each is a column of the table that names a value in every row."""
+        return all(
+            bool((self.cells[name] != "").all()) if name in self.cells else not np.isnan(self.fact(name)).any()
+            for name in names
+        )
+
+    def arms(self, name: str) -> "dict[str, Runs]":
+        """Part the runs by the values of a column, in the order of their text; BadInput where it is not there."""
+        values = self.cells.get(name)
+        if values is None and name in self.facts and not np.isnan(self.facts[name]).all():
+            values = np.array([f"{value:g}" for value in self.facts[name]])
+        if values is None:
+            raise BadInput(
+                f"the table has no column {name!r} to part runs by; it has {', '.join(self.cells) or 'none'}"
+            )
+        return {str(value): self.take(np.flatnonzero(values == value)) for value in np.unique(values)}
+
     def take(self, index: NDArray[np.int_]) -> "Runs":
         """Select rows by position, a repeated position repeating its row."""
         columns = {name: getattr(self, name)[index] for name in ("params", "tokens", "flops", "loss", "loss_se")}
         counts = {name: Counted(n.params[index], n.flops[index]) for name, n in self.counts.items()}
         facts = {name: column[index] for name, column in self.facts.items()}
+        cells = {name: column[index] for name, column in self.cells.items()}
         run, seed = (tuple(names[i] for i in index) for names in (self.run, self.seed))
-        return replace(self, run=run, seed=seed, counts=counts, facts=facts, **columns)
+        return replace(self, run=run, seed=seed, counts=counts, facts=facts, cells=cells, **columns)
 
-    def tuned(self) -> "Runs":
-        """Keep the least loss of each cell (N, D within 1 %, seed, budget) trained with several lr, batch or b2."""
+    def tuned(self, apart: tuple[str, ...] = ()) -> "Runs":
+        """Keep the least loss of each cell (N, D within 1 %, seed, budget) trained with several lr, batch or b2.
+
+        Runs that differ in one of the columns `apart`, which a law reads, are never of one cell.
+        """
         seed = np.unique(np.array(self.seed), return_inverse=True)[1]
-        keys = np.array([self.params, seed, np.nan_to_num(self.fact("budget")), np.log(self.tokens)])
+        budget = np.nan_to_num(self.fact("budget"))
+        keys = np.array([self.params, seed, budget, *map(self.column, apart), np.log(self.tokens)])
         order = np.lexsort(keys[::-1])
-        steps = np.abs(np.diff(keys[:, order])) > np.array([[0], [0], [0], [SAME_TOKENS]])
+        steps = np.abs(np.diff(keys[:, order])) > np.array([[0]] * (len(keys) - 1) + [[SAME_TOKENS]])
         reasons: dict[int, str] = {}
         for cell in np.split(order, np.flatnonzero(steps.any(axis=0)) + 1):
             recipes = np.nan_to_num([self.fact(name)[cell] for name in RECIPE])
@@ -248,9 +293,9 @@ def read_runs(path: Path, convention: str = "") -> Runs:
     """Read runs from a CSV file, N and C under a named convention or, by default, as columns params and flops say.
 
     Needs tokens, loss and params, or what the convention counts; uses flops (else C = 6ND), run, seed, loss_se,
-    status, convention and FACTS where present, and ignores other columns. Drops, and lists, rows whose status is not
-    one of DONE and exact duplicates. What is odd and yet may be right becomes a warning. Raises BadInput naming file,
-    line, value and remedy.
+    status, convention and FACTS where present, and keeps other columns as `cells`. Drops, and lists, rows whose status
+    is not one of DONE and exact duplicates. What is odd and yet may be right becomes a warning. Raises BadInput naming
+    file, line, value and remedy.
     """
     header, rows = read_rows(path)
     needed = ("tokens", "loss") if convention else ("params", "tokens", "loss")
@@ -294,6 +339,11 @@ def read_runs(path: Path, convention: str = "") -> Runs:
         dropped=tuple(dropped),
         counts=counts,
         facts={name: known(name) for name in (*FACTS, PAIRED)},
+        cells={
+            name: np.array([row.get(name, "") for _, row in kept])
+            for name in header
+            if name not in (*NAMED, *FACTS, PAIRED)
+        },
     )
     runs = runs.counted(convention) if convention else runs
     places = [where for where, _ in kept]
