@@ -56,7 +56,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="sequences a step")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    writable(args.json)
+    if args.json:
+        writable(args.json)
     topology = parse(args.topology, devices())
     print(f"gpt2, {args.batch} sequences of {MODEL.context} a step, {topology.name}")
     print(" | ".join(HEADER))

@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import json
+import os
 import runpy
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -170,6 +171,9 @@ _converter.register_structure_hook(
 )
 
 
+OWN = "GPTJAX_FILES"  # in the environment: files that add rows to the tables, for verbs that are given none
+
+
 def _tagged(kind: type, tag: str, table: Mapping[str, type], default: str) -> None:
     """Read and write what is one of several classes by a field that names it; text alone is a class's defaults."""
 
@@ -177,7 +181,10 @@ def _tagged(kind: type, tag: str, table: Mapping[str, type], default: str) -> No
         value = {tag: value} if type(value) is str else value
         name = str(value.get(tag, default)) if isinstance(value, dict) else ""
         if name not in table:
-            raise TypeError(f"{tag} = {name!r} is not one of {', '.join(table)}")
+            load_own(filter(None, os.environ.get(OWN, "").split(os.pathsep)))
+        if name not in table:
+            known = ", ".join(table)
+            raise TypeError(f"{tag} = {name!r} is not one of {known}; if a file of yours adds it, name it in {OWN}")
         return _converter.structure(value, table[name])
 
     _converter.register_structure_hook_func(lambda t: t is kind, structure)

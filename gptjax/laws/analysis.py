@@ -124,7 +124,8 @@ def _common(fit: Fit, draws: Draws, runs: Runs) -> dict[str, Any]:
         c = np.geomspace(runs.flops.min(), 10 * runs.flops.max(), BAND)
         band = {"C": c, "N": n_law(c), "D": d_law(c)}
         for name, drawn in (("N", draws.params), ("D", draws.tokens)):
-            spread = draws.interval(np.exp(drawn[:, :1] + drawn[:, 1:] * np.log(c)))
+            with np.errstate(over="ignore"):  # a draw of a degenerate law may leave the floats
+                spread = draws.interval(np.exp(drawn[:, :1] + drawn[:, 1:] * np.log(c)))
             band[f"{name}_interval"] = None if spread is None else spread.T
     interval: dict[str, Any] = {"resample": draws.resample, "draws": draws.asked, "failed_share": draws.failed_share}
     interval |= {"noise": draws.noise.sd, "noise_from": draws.noise.source, "bias": draws.bias}

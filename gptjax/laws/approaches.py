@@ -184,7 +184,7 @@ def _points(points: Frontier, step: int = 1) -> dict[str, Floats]:
 
 def _found_parametric(runs: Runs, fit: Parametric, draws: Draws, choices: Choices) -> Json:
     drawn = fit.form.coefficients(draws.theta)
-    with np.errstate(over="ignore"):  # of draws whose A or B is hardly a number
+    with np.errstate(over="ignore", invalid="ignore"):  # of draws whose A or B is hardly a number
         coefficients = {
             name: {
                 "value": getattr(fit.law, name) if fit.law else None,

@@ -24,8 +24,11 @@ from gptjax.data.loader import open_stores
 from gptjax.errors import BadInput
 from gptjax.files import read_json, write_file, write_json
 from gptjax.jobs.hosts import agree, is_first
+from gptjax.laws import compare
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.coverage import affordable
+from gptjax.laws.drawn import to_png
+from gptjax.laws.plot import loss_by_arm
 from gptjax.laws.predict import NoForecast, forecaster, predict, register, score
 from gptjax.laws.quote import as_text
 from gptjax.laws.report import write_report
@@ -42,9 +45,10 @@ PER_DECADE, FEWEST_BINS = 30, 20  # of a thinned training curve
 
 
 def run_sweep(sweep: SweepConfig, directory: Path, execute: Executor) -> Path:
-    """Run a sweep to its report; whatever an earlier call finished is kept, and only the rest is done.
+    """Run a sweep to its report, or to the comparison of its arms.
 
-    Where several processes are one job, all train and the first does everything else.
+    Whatever an earlier call finished is kept, and only the rest is done. Where several processes are one job, all train
+    and the first does everything else.
     """
     began = time.perf_counter()
     sweep = replace(sweep, base=with_resolved_origin(sweep.base, directory / "runs" / "RUN"))
@@ -59,7 +63,7 @@ def run_sweep(sweep: SweepConfig, directory: Path, execute: Executor) -> Path:
             agree(partial(score_holdout, run, directory))
             agree(partial(write_tables, plan, directory))
         agree(partial(publish, sweep, plan, directory, began))
-    return directory / "report.html"
+    return directory / ("figures/arms.png" if sweep.arm else "report.html")
 
 
 @contextmanager
@@ -110,10 +114,45 @@ def publish(sweep: SweepConfig, plan: Plan, directory: Path, began: float) -> No
         print(f"gptjax: {times} times over; a law of fresh data needs more of it", file=sys.stderr)
     manifests = [store.manifest for store in open_stores(sweep.base.data)]
     write_facts(sweep, plan, directory, manifests, time.perf_counter() - began)
+    if sweep.arm:
+        publish_arms(directory)
+        return
     total = affordable(sum(run.role == "cell" for run in plan.runs))
     with tqdm(total=total, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
         write_report(directory, done=bar.update)
     print(as_text(read_json(directory / "law.json")["quote"]))
+
+
+def publish_arms(directory: Path) -> None:
+    """Write a report for each arm, in arms/NAME/, and how the arms compare: law.json and figures/arms.png."""
+    facts = read_json(directory / "facts.json")
+    for name in ("runs.csv", "curves.csv"):
+        with (directory / name).open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        for arm, own in by_arm(rows).items():
+            place = directory / "arms" / arm
+            place.mkdir(parents=True, exist_ok=True)
+            write_file(place / name, to_csv(own))
+            write_json(place / "facts.json", {**facts, "title": f"{facts['title']}: {arm}", "arm": arm})
+    for place in sorted((directory / "arms").iterdir()):
+        write_report(place)
+    runs = read_runs(directory / "runs.csv")
+    arms = compare.fit_arms(runs, "arm", tables=False)
+    write_json(directory / "law.json", arms.to_json())
+    (directory / "figures").mkdir(exist_ok=True)
+    write_file(directory / "figures" / "arms.png", to_png(loss_by_arm(runs.arms("arm"), arms)))
+    print("\n".join(map(compare.describe, arms.compared)))
+
+
+def by_arm(rows: list[Row]) -> dict[str, list[Row]]:
+    """Part the rows of a table by their arm; columns that none of an arm's rows fills are left out."""
+    arms: dict[str, list[Row]] = {}
+    for row in rows:
+        arms.setdefault(row["arm"], []).append(row)
+    for arm, own in arms.items():
+        filled = {name for row in own for name, value in row.items() if value != ""}
+        arms[arm] = [{name: value for name, value in row.items() if name in filled} for row in own]
+    return arms
 
 
 def write_tables(cells: Plan, directory: Path) -> None:
@@ -141,7 +180,8 @@ def write_tables(cells: Plan, directory: Path) -> None:
             left = run.config.first_step * run.config.tokens_per_step  # the tokens at which it left its trunk
             trunk = trunks.get(run.parent or "", own[:0])
             parts = [thin_curve(trunk[trunk[:, 0] <= left]), thin_curve(own, left)]
-            same, per_token = {"run": run.name, "params": run.params}, run.flops / run.tokens
+            same: Row = {"run": run.name, "params": run.params, **({"arm": run.arm} if run.arm else {})}
+            per_token = run.flops / run.tokens
             for tokens, loss in np.concatenate(parts).tolist():
                 lines.append({**same, "tokens": tokens, "flops": tokens * per_token, "loss": loss})
     if lines:
