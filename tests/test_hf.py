@@ -27,7 +27,7 @@ from gptjax.execution import Execution
 from gptjax.files import write_json
 from gptjax.fingerprint import fingerprint
 from gptjax.generate import generate
-from gptjax.hf.architectures import Settings, architecture_of, multipliers, plain, tensors_of
+from gptjax.hf.architectures import Settings, architecture_of, multipliers, tensors_of, without_mup
 from gptjax.hf.export import export_hf
 from gptjax.hf.load import import_hf, open_hf, read_params
 from gptjax.hf.tensor_files import CODES, INDEX, SINGLE, Outgoing, open_tensors, write_tensors
@@ -620,7 +620,7 @@ def test_files_of_older_versions_are_read(tmp_path):
         return name.removeprefix("transformer.")
 
     masks = {"h.0.attn.bias": np.ones((1, 1, 16, 16), np.float32), "h.0.attn.masked_bias": np.ones(1, np.float32)}
-    config = plain(replace(GPT2, d_mlp=96, n_kv_heads=3))
+    config = without_mup(replace(GPT2, d_mlp=96, n_kv_heads=3))
     arrays = write_hf(tmp_path / "hf", config, rename=old, **masks)
     table = {"lm_head.weight": arrays["wte.weight"]}
     write_hf(tmp_path / "with_head", config, rename=old, **table)

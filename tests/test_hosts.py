@@ -122,7 +122,10 @@ def assert_same_curve(ours, theirs):
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-5)
 
 
-def test_two_processes_give_the_curve_of_one(file, tmp_path, alone):
+@pytest.mark.parametrize("service", ["", "public"])
+def test_two_processes_give_the_curve_of_one(service, file, tmp_path, alone, monkeypatch):
+    """Over jax's own key-value store, and by public functions of jax alone."""
+    monkeypatch.setenv("GPTJAX_JOBS", service)
     ends = Job(file, tmp_path / "run", 2).end()
     assert ends == [(0, "gptjax: 2 processes with [4, 4] devices"), (0, "")]
     assert_same_curve(curve(tmp_path / "run"), alone)
