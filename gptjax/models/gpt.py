@@ -172,9 +172,7 @@ class Block(nnx.Module):
         residual = 1 / sqrt(2 * (c.mup_depth or c.n_layers)) if c.scaled_residual else 1.0
 
         def init(inputs: int, scale: float = 1.0) -> Init:
-            std = (
-                c.init_std / sqrt(c.width_ratio) if c.init_std else 1 / sqrt(inputs)
-            )  # muP: as 1 / fan in, in variance
+            std = c.init_std / sqrt(c.width_ratio) if c.init_std else 1 / sqrt(inputs)  # muP: variance as 1 / fan in
             return normal(scale * std)
 
         def norm() -> Norm:
