@@ -1,7 +1,7 @@
 """The one switch that turns fast kernels off, and what they ask about the machine."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 
 import jax
@@ -22,7 +22,7 @@ def plain_kernels(on: bool = True) -> Iterator[None]:
         _plain.reset(token)
 
 
-def kernels_of(execution: Execution):
+def kernels_of(execution: Execution) -> AbstractContextManager[None]:
     """Use the kernels that an execution asks for, where the code around has not turned the fast ones off already."""
     return plain_kernels(_plain.get() or execution.kernels == "plain")
 
