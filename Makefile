@@ -19,11 +19,11 @@ lint: install
 
 aot: install
 	$(RUN)python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[tpu]'
-	$(RUN)python -m pytest tests/test_estimate.py tests/test_collectives.py tests/test_splash.py
+	$(RUN)python -m pytest tests/estimate/test_estimate.py tests/estimate/test_collectives.py tests/kernels/test_splash.py
 
 parity: install
 	$(RUN)python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[hf,eval]'
-	$(RUN)python -m pytest tests/test_parity.py tests/test_harness.py
+	$(RUN)python -m pytest tests/hf/test_parity.py tests/eval/test_harness.py
 
 bench: install
 	$(RUN)python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[hf]'

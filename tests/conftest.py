@@ -40,3 +40,9 @@ def programs(request):
     jax.config.update("jax_disable_most_optimizations", not optimized)
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> str:
+    """Give a folder for the tokens of a file's runs."""
+    return str(tmp_path_factory.mktemp("cache"))

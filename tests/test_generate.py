@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import logits_of
 
 from gptjax.errors import BadInput
 from gptjax.execution import Execution
-from gptjax.generate import Sampling, draw, generate, stream
+from gptjax.generate import Sampling, draw_tokens, generate, stream
 from gptjax.mesh import make_mesh
 from gptjax.models.gpt import GPTConfig
 from gptjax.sharding import Layout, MeshConfig, Rules
+from helpers import logits_of
 
 SMALL = GPTConfig(vocab_size=97, context=48, d_model=48, n_layers=3, n_heads=6, init_std=0.2)
 ROTARY = replace(SMALL, n_kv_heads=2, norm="rmsnorm", bias=False, positions="rope", activation="silu", gated=True)
@@ -111,7 +111,7 @@ def drawn(logits, sampling, n=4000):
     """Return how often each token is drawn."""
     keys = jax.random.split(jax.random.key(0), n)
     logits_BV = jnp.tile(jnp.asarray(logits, jnp.float32), (n, 1))
-    tokens = draw(logits_BV, jnp.zeros(logits_BV.shape, bool), keys, 0, sampling)
+    tokens = draw_tokens(logits_BV, jnp.zeros(logits_BV.shape, bool), keys, 0, sampling)
     return np.bincount(np.asarray(tokens), minlength=len(logits)) / n
 
 
@@ -136,8 +136,8 @@ def test_a_repeated_token_is_less_likely_whatever_the_sign_of_its_logit():
     keys = jax.random.split(jax.random.key(0), 1)
     seen = jnp.array([[True, False, True, False]])
     penalty = Sampling(temperature=0.0, repetition_penalty=1.5)
-    assert draw(logits, seen, keys, 0, penalty)[0] == 1
-    assert draw(logits.at[:, :2].set(-9.0), seen, keys, 0, penalty)[0] == 3
+    assert draw_tokens(logits, seen, keys, 0, penalty)[0] == 1
+    assert draw_tokens(logits.at[:, :2].set(-9.0), seen, keys, 0, penalty)[0] == 3
 
 
 @pytest.mark.parametrize(

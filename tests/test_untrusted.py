@@ -30,8 +30,8 @@ from gptjax.run.checkpoint import damage
 from gptjax.run.validation import WINDOWS, read_shares
 from gptjax.run.weights import saved_model
 from gptjax.sweep.plan import Plan, SweepConfig, make_plan
+from helpers import ROOT
 
-ROOT = Path(__file__).parents[1]
 QUICK = ROOT / "experiments" / "chinchilla" / "quick.py"
 
 

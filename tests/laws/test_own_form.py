@@ -25,6 +25,7 @@ from gptjax.laws.record import Analysis
 from gptjax.laws.report import write_report
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.table import Runs, read_runs
+from helpers import ROOT
 
 OPTIMIZED = True
 
@@ -168,7 +169,7 @@ def test_the_report_draws_it_and_the_command_line_forecasts_with_it(tmp_path, kn
 
 def test_the_file_of_the_documentation_is_fitted_from_the_command_line(tmp_path, capsys):
     before = dict(FORMS)
-    page = (Path(__file__).parents[1] / "docs" / "laws.md").read_text()
+    page = (ROOT / "docs" / "laws.md").read_text()
     (tmp_path / "own.py").write_text(page.partition("```python\n")[2].partition("```")[0])
     write(tmp_path / "runs.csv", planted())
     law, form = tmp_path / "law.json", str(tmp_path / "own.py")

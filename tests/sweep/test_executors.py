@@ -7,38 +7,21 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from test_sweep import losses, tiny
 
 from gptjax.cli import main
-from gptjax.config import SaveConfig
 from gptjax.sharding import MeshConfig
 from gptjax.sweep import local
 from gptjax.sweep.ledger import Ledger
 from gptjax.sweep.plan import Plan, make_plan
+from helpers import TESTS, environment, forest, losses, tiny, until
 
-TESTS = Path(__file__).parent
 DAEMONS = ("slurmctld", "slurmd", "munged", "sbatch")
-
-
-def forest(cache: str) -> Plan:
-    """Plan a trunk with two branches, and two runs that stand alone."""
-    wsd, cosine = (tiny(cache, schedule) for schedule in ("wsd", "cosine"))
-    base = replace(wsd.base, save=SaveConfig(every=100))
-    tree = make_plan(replace(wsd, base=base, sizes=(4,), budgets=(2e8, 4e8)))
-    alone = make_plan(replace(cosine, sizes=(6, 8), budgets=(2e8,)))
-    return replace(tree, runs=(*tree.runs, *alone.runs))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +52,6 @@ def slurm(tmp_path_factory) -> Iterator[None]:
         until(lambda: not subprocess.run(["squeue", "--noheader"], capture_output=True).stdout)
     for file in directory.glob("*.pid"):
         os.kill(int(file.read_text()), signal.SIGTERM)
-
-
-def until(found: Callable[[], object], waiting: Future | None = None, seconds: float = 120.0) -> None:
-    """Wait for something to be found, unless the executor that should bring it has ended."""
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < deadline, "waited in vain"
-        assert waiting is None or not waiting.done(), waiting.exception()
-        time.sleep(0.02)
 
 
 def steps(directory: Path, run: str) -> int:
@@ -119,7 +93,7 @@ def is_worker(process: Path, run: str) -> bool:
 SUBMIT = """
 import pathlib, signal, sys, conftest
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell may ignore it
-from test_executors import forest
+from helpers import forest
 from gptjax.sweep.slurm import Resources, execute
 execute(forest(sys.argv[1]), pathlib.Path(sys.argv[2]), Resources(poll_seconds=0.2))
 """
@@ -130,8 +104,7 @@ def test_slurm_with_a_job_killed_and_the_waiting_command_interrupted(slurm, plan
 
     trunk = plan.runs[0].name
     command = [sys.executable, "-c", SUBMIT, cache, str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": str(TESTS)}
-    first = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    first = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True)
     until(lambda: len(jobs(tmp_path)) == len(plan.runs))
     first.send_signal(signal.SIGINT)
     assert "the jobs go on" in first.communicate(timeout=30)[1]
@@ -206,7 +179,7 @@ def test_executors_refuse_what_is_not_theirs(tmp_path, capsys, monkeypatch):
     for package in ("ray", "submitit"):
         pytest.importorskip(package, reason=f"needs {package}; make install EXTRAS=test,test")
     file = tmp_path / "sweep.py"
-    file.write_text("from test_sweep import tiny\n\ndef sweep():\n    return tiny('cache')\n")
+    file.write_text("from helpers import tiny\n\ndef sweep():\n    return tiny('cache')\n")
     for options, message in (
         (["slurm", "--workers", "2"], "--workers 2 is for --executor local"),
         (["local", "--resource", "minutes=5"], "--resource minutes=5 is for --executor slurm or ray"),

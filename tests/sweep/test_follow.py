@@ -9,11 +9,9 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
-from test_sweep import losses, tiny, wait_for_rows
 
 from gptjax.config import to_json
 from gptjax.errors import BadInput
@@ -24,11 +22,7 @@ from gptjax.sweep.execute import Queue
 from gptjax.sweep.follow import duration, followed, look, status
 from gptjax.sweep.ledger import Ledger
 from gptjax.sweep.plan import make_plan
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
+from helpers import environment, losses, tiny, wait_for_rows
 
 
 @pytest.fixture
@@ -166,7 +160,7 @@ PROGRAM = """
 import pathlib, signal, sys
 import conftest
 from functools import partial
-from test_sweep import tiny
+from helpers import tiny
 from dataclasses import replace
 from gptjax.cli import ending
 from gptjax.sweep.local import execute
@@ -185,9 +179,8 @@ if __name__ == "__main__":
 def test_ctrl_c_says_what_is_kept_and_leaves_no_process(cache, tmp_path, workers):
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
-    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parent}:{Path(__file__).parents[1]}"}
     command = [sys.executable, str(script), cache, str(tmp_path / "s"), str(workers)]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
     wait_for_rows(tmp_path / "s", 1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to all of the group
     _, err = process.communicate(timeout=120)

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import logits_of as computed
 
 from gptjax.errors import BadInput
 from gptjax.execution import DEFAULT_EXECUTION, Execution
@@ -18,6 +17,7 @@ from gptjax.mesh import make_mesh
 from gptjax.models.gpt import GPTConfig
 from gptjax.params import named, nested
 from gptjax.sharding import Layout, MeshConfig, Rules, use
+from helpers import logits_of as computed
 
 T = 12
 GPT2 = GPTConfig(vocab_size=64, context=16, d_model=32, n_layers=2, n_heads=4)

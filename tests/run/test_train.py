@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,14 +35,10 @@ from gptjax.sharding import Layout, MeshConfig
 from gptjax.sweep.pack import compile_ahead
 from gptjax.train.optim import OptimConfig, cooldown_start, without_schedule
 from gptjax.train.programs import make_programs
+from helpers import environment, until
 
 OPTIMIZED = True
 CORPUS = "markov:states=4,documents=200,length=600"
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -176,14 +171,11 @@ def test_kill_9_loses_nothing_but_what_followed_the_last_checkpoint(config, tmp_
         "from gptjax.run.loop import train\n"
         "train(load_config(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]))\n"
     )
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
     command = [sys.executable, "-c", program, str(tmp_path / "config.json"), str(tmp_path / "killed")]
-    process = subprocess.Popen(command, env=environment)
+    process = subprocess.Popen(command, env=environment())
     seals = tmp_path / "killed" / "checkpoints" / "seals"
     try:
-        deadline = time.time() + 120
-        while time.time() < deadline and not list(seals.glob("[0-9]*.json")):
-            time.sleep(0.01)
+        until(lambda: list(seals.glob("[0-9]*.json")))
     finally:
         process.kill()
         process.wait()

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorstore as ts
-from models import batch_of
 
 from gptjax.config import EvalConfig, InitFrom, RunConfig, SaveConfig, from_json, load_config, to_json
 from gptjax.data.feed import prefetch
@@ -37,6 +36,7 @@ from gptjax.train.adapters import EVERYTHING, TuneConfig, merged, merged_arrays,
 from gptjax.train.mup import factors
 from gptjax.train.optim import OptimConfig, decays
 from gptjax.train.programs import Programs
+from helpers import batch_of
 
 MODEL = GPTConfig(
     vocab_size=257, context=32, d_model=16, n_layers=2, n_heads=2, d_head=4, init_std=0.0, norm="rmsnorm", bias=False,
@@ -46,11 +46,6 @@ PADDED = Execution(vocab_multiple=8)
 PLAIN = MODEL.build(PADDED)
 LORA = TuneConfig(lora_rank=2, lora_alpha=6.0, lora_targets=("attention", "mlp"))
 FROZEN = TuneConfig(frozen=("embedding", "layers.mlp", "*.scale"))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from test_cli import call
-from test_eval import write_corpus
-from test_hf import saved_run
 
 from gptjax.data.tokenizer import train_sentencepiece
 from gptjax.eval.synthetic_tasks import make_task
@@ -14,6 +11,7 @@ from gptjax.eval.tasks import Task, TaskRow, encode_pairs, evaluate_task, harnes
 from gptjax.hf.export import export_hf
 from gptjax.models.gpt import GPTConfig
 from gptjax.run.weights import saved_model
+from helpers import call, saved_run, write_corpus
 
 lm_eval = pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance  # noqa: E402

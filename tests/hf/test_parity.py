@@ -1,14 +1,11 @@
 """With the same weights we say, learn and generate what Hugging Face's models do; docs/interop.md shows the matrix."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import batch_of
-from test_hf import saved_run
 
 from gptjax.cli import main
 from gptjax.data.json_tokenizer import JsonTokenizer, packed
@@ -23,6 +20,7 @@ from gptjax.models.gpt import GPTConfig
 from gptjax.models.presets import PRESETS
 from gptjax.run.weights import saved_model
 from gptjax.sharding import Layout, MeshConfig, Rules
+from helpers import ROOT, batch_of, saved_run
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -148,7 +146,7 @@ def matrix():
 
 
 def test_the_documents_show_the_matrix_that_is_tested_here():
-    assert matrix() in Path(__file__).parents[1].joinpath("docs", "interop.md").read_text(), matrix()
+    assert matrix() in (ROOT / "docs" / "interop.md").read_text(), matrix()
 
 
 @pytest.mark.parametrize("group", ["gpt", "chinchilla", "gopher", "llama"])

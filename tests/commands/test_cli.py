@@ -3,52 +3,17 @@
 import json
 import re
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 
-from gptjax.cli import main
 from gptjax.run.result import Result
+from helpers import ROOT, RUN, call, refused
 
-ROOT = Path(__file__).parents[1]
 TABLE = "run,params,tokens,loss\n" + "".join(
     f"r{i}{j},{n:.0f},{c / 6 / n:.0f},{1.7 + 400 / n**0.34 + 410 / (c / 6 / n) ** 0.28:.6f}\n"
     for i, c in enumerate((1e18, 1e19, 1e20, 1e21))
     for j, n in enumerate((c / 120) ** 0.5 * 2.0**k for k in (-2, -1, 0, 1, 2))
 )
-RUN = """
-from gptjax.config import EvalConfig, RunConfig
-from gptjax.data.loader import DataConfig, Source
-from gptjax.models.gpt import GPTConfig
-from gptjax.train.optim import OptimConfig
-
-def run():
-    return RunConfig(
-        model=GPTConfig(vocab_size=257, context=16, d_model=8, n_layers=1, n_heads=1),
-        data=DataConfig(sources=(Source("markov:documents=50,length=200"),), tokenizer="bytes", cache=CACHE),
-        batch=8, steps=12, optim=OptimConfig(warmup=2), evaluate=EvalConfig(sequences=8, batch=8), trackers=(),
-    )
-
-def other():
-    return 7
-"""
-
-
-def call(capsys, *argv: object) -> tuple[int, str, str]:
-    code = 0
-    try:
-        main([str(a) for a in argv])
-    except SystemExit as stop:
-        code = stop.code if isinstance(stop.code, int) else 1
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def refused(capsys, *argv: object) -> str:
-    """Return the one line with which the command refuses."""
-    code, out, err = call(capsys, *argv)
-    assert code == 2 and out == "" and err.count("\n") == 1 and err.startswith("gptjax: "), (code, out, err)
-    return err
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from models import logits_of
 
 from gptjax.execution import DEFAULT_EXECUTION, Execution
 from gptjax.models.cost import counted
 from gptjax.models.gpt import GPTConfig
+from helpers import logits_of
 
 BASE = GPTConfig(vocab_size=61, context=16, d_model=24, n_layers=3, n_heads=4)
 LLAMA = replace(

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
-from models import logits_of
 
 from gptjax.cli import main
 from gptjax.config import RunConfig, SaveConfig, to_json
@@ -27,7 +26,7 @@ from gptjax.execution import Execution
 from gptjax.files import write_json
 from gptjax.fingerprint import fingerprint
 from gptjax.generate import generate
-from gptjax.hf.architectures import Settings, architecture_of, multipliers, plain, tensors_of
+from gptjax.hf.architectures import Settings, architecture_of, multipliers, tensors_of, without_mup
 from gptjax.hf.export import export_hf
 from gptjax.hf.load import import_hf, open_hf, read_params
 from gptjax.hf.tensor_files import CODES, INDEX, SINGLE, Outgoing, open_tensors, write_tensors
@@ -37,9 +36,9 @@ from gptjax.run.checkpoint import Checkpoints
 from gptjax.run.export import export
 from gptjax.run.weights import saved_model
 from gptjax.sharding import MeshConfig
+from helpers import logits_of, saved_run
 
 GPT2 = GPTConfig(vocab_size=257, context=16, d_model=24, n_layers=3, n_heads=3)
-PADDED = Execution(vocab_multiple=8)
 LLAMA = replace(
     GPT2, norm="rmsnorm", bias=False, positions="rope", activation="silu", gated=True, tied=False, n_kv_heads=1
 )
@@ -52,28 +51,6 @@ CONFIGS = {
     "mup, tied and normed": replace(LLAMA, tied=True, qk_norm=True, mup_width=12, mup_depth=1, depth_alpha=0.5),
     "mup, gpt2": replace(GPT2, mup_width=8, mup_depth=1),
 }
-
-
-def noisy(params, seed=1):
-    """Move every weight off special values."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    moved = [x + 0.2 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(tree, moved)
-
-
-MESH = MeshConfig(data=4, fsdp=2)
-
-
-def saved_run(directory, config, mesh=MESH, silent=()):
-    """Save random weights as a run of the byte tokenizer; ids that are silent are never the likeliest."""
-    params = noisy(config.build(PADDED).init(jax.random.key(0)))
-    params["embedding"] = params["embedding"].at[jnp.array(silent, int)].set(0.0)
-    with Checkpoints(directory / "checkpoints", SaveConfig()) as checkpoints:
-        checkpoints.save(5, {"params": params})
-    write_json(directory / "config.json", to_json(RunConfig(model=config, mesh=mesh, execution=PADDED)))
-    ByteTokenizer().save(directory)
-    return params
 
 
 def logits(saved, params, ids):
@@ -620,7 +597,7 @@ def test_files_of_older_versions_are_read(tmp_path):
         return name.removeprefix("transformer.")
 
     masks = {"h.0.attn.bias": np.ones((1, 1, 16, 16), np.float32), "h.0.attn.masked_bias": np.ones(1, np.float32)}
-    config = plain(replace(GPT2, d_mlp=96, n_kv_heads=3))
+    config = without_mup(replace(GPT2, d_mlp=96, n_kv_heads=3))
     arrays = write_hf(tmp_path / "hf", config, rename=old, **masks)
     table = {"lm_head.weight": arrays["wte.weight"]}
     write_hf(tmp_path / "with_head", config, rename=old, **table)

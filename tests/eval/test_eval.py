@@ -17,8 +17,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import logits_of
-from test_cli import RUN, call, refused
 
 from gptjax.commands import evaluation
 from gptjax.config import EvalConfig
@@ -32,7 +30,6 @@ from gptjax.eval.perplexity import doubling, measure, stores_for
 from gptjax.eval.score import Request, Scores, score
 from gptjax.eval.synthetic_tasks import FROM_TEXT, NAMES, SYNTHETIC, brackets, make_task
 from gptjax.eval.tasks import BETWEEN, Task, TaskRow, encode_pairs, evaluate_task, prompts, read_task, to_jsonl
-from gptjax.execution import Execution
 from gptjax.kernels import loss as kernels
 from gptjax.mesh import make_mesh
 from gptjax.models.gpt import GPTConfig
@@ -40,9 +37,9 @@ from gptjax.run.loop import train
 from gptjax.run.weights import saved_model
 from gptjax.sharding import Layout, MeshConfig, Rules
 from gptjax.train import loss
+from helpers import PADDED, ROOT, RUN, call, logits_of, refused, write_corpus
 
 GPT2 = GPTConfig(vocab_size=257, context=48, d_model=32, n_layers=2, n_heads=4, init_std=0.3)
-PADDED = Execution(vocab_multiple=8)
 MODEL = GPT2.build(PADDED)
 ALONE = Layout(make_mesh(MeshConfig(data=1), jax.devices()[:1]), Rules())
 
@@ -382,7 +379,7 @@ def test_a_line_that_is_no_question_is_named(tmp_path, line, words):
 
 def sources():
     """Return this package's own sources: what the corpus leaves out, and no corpus of a machine."""
-    return [path.read_text() for path in sorted((Path(__file__).parents[1] / "gptjax").rglob("*.py"))]
+    return [path.read_text() for path in sorted((ROOT / "gptjax").rglob("*.py"))]
 
 
 ROOMS = {"docstring": 240}  # our heads name their types
@@ -529,24 +526,6 @@ def test_bad_input_is_one_line_and_nothing_is_written(capsys, run, tmp_path, giv
     line = refused(capsys, "eval", run, *given, "--json", tmp_path / "e.json")
     assert re.search(words, line)
     assert sorted(tmp_path.iterdir()) == before
-
-
-SOURCE = "".join(
-    f"""
-def {verb}_{noun}(first, second):
-    \"\"\"{verb.title()} the {noun} of two numbers or of more.\"\"\"
-    table = {{"first": first, "second": second}}
-    result = [first, second, first + second]
-    return combined(result, table, first + second)
-"""
-    for verb, noun in (("give", "sum"), ("find", "largest"), ("keep", "product"), ("name", "least"), ("drop", "mean"))
-)
-
-
-def write_corpus(path):
-    """Write Python documents, so many that some fall into the validation split."""
-    path.write_text("".join(json.dumps({"text": f"{SOURCE}\n# {i}\n"}) + "\n" for i in range(600)))
-    return path
 
 
 def test_tasks_are_written_whole_or_not(capsys, tmp_path):

@@ -6,10 +6,10 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from models import logits_of
 
 from gptjax.errors import BadInput
 from gptjax.models.presets import CHINCHILLA, GPT2, PRESETS, PUBLISHED_PARAMS, ROWS, TABLE_A9, preset
+from helpers import logits_of
 
 
 @pytest.mark.parametrize("name", PRESETS)

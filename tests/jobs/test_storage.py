@@ -12,11 +12,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import fake_gcs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import fake_gcs
 from gptjax import files
 from gptjax.cli import main
 from gptjax.config import from_file, load_config
@@ -25,8 +25,7 @@ from gptjax.jobs import leases, storage
 from gptjax.run.metrics import read_metrics
 from gptjax.run.result import Result
 from gptjax.sweep.ledger import Ledger
-
-TESTS = Path(__file__).parent
+from helpers import environment, until
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +39,8 @@ def bucket() -> Iterator[dict[str, str]]:
 
 
 def python(program: str, *args: object, env: dict[str, str] | None = None) -> subprocess.Popen:
-    environment = os.environ | (env or {}) | {"PYTHONPATH": str(TESTS)}
     command = [sys.executable, "-c", program, *map(str, args)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment(**env or {}), stdout=subprocess.PIPE, text=True)
 
 
 FILES = """
@@ -134,13 +132,6 @@ for i in range(10**9):
     whole()
 
 
-def until(found, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-
-
 @pytest.mark.parametrize("where", ["s3://bucket/run", "gs://bucket", "gs://Bucket/run", "https://host/run"])
 def test_addresses_that_nothing_here_writes_are_refused(where, capsys):
     with pytest.raises(BadInput, match="give a directory, or gs://BUCKET/PATH"):
@@ -180,7 +171,7 @@ def test_a_lease_of_this_machine_is_free_when_its_process_is_killed(tmp_path, mo
     assert holder.stdout.readline() == "1\n"
     assert not taken(tmp_path) and leases.is_held(tmp_path)
     holder.kill()
-    until(lambda: not leases.is_held(tmp_path), 5)  # though it is still a zombie of ours
+    until(lambda: not leases.is_held(tmp_path), seconds=5)  # though it is still a zombie of ours
     assert taken(tmp_path)
     holder.communicate()
 

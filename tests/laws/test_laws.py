@@ -3,7 +3,6 @@
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +19,9 @@ from gptjax.laws.published import KAPLAN_2020
 from gptjax.laws.record import Analysis
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.table import Runs, read_runs
+from helpers import PUBLISHED
 
 OPTIMIZED = True
-REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "chinchilla_figure4_points.csv"
 PLANTED = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)
 GRID = ladder(PLANTED, (1e11, 3e11, 1e12, 3e12))
 
@@ -140,9 +139,9 @@ def test_the_json_is_strict_and_names_every_row_used_or_dropped(law, runs):
     assert dropped.rows == len(runs) - 2 and "highest" in dropped.dropped[0].reason
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason="the published points are not beside this checkout")
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published points are not beside this checkout")
 def test_published_points_give_the_published_optimum():
-    every = read_runs(REFERENCE)
+    every = read_runs(PUBLISHED)
     kept = every.drop_highest_loss(5)
     fit = parametric(kept)
     assert (len(every), len(kept)) == (245, 240) and fit.objective <= 1.0182741e-3 and fit.law is not None

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from models import logits_of
 
 from gptjax.errors import BadInput
 from gptjax.models.gpt import GPTConfig
 from gptjax.train.optim import OptimConfig, cooldown_start, decays, learning_rates, make_optimizer, without_schedule
+from helpers import logits_of
 
 MODEL = GPTConfig(vocab_size=32, context=8, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1)
 

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,9 +19,9 @@ from gptjax.laws.robustness import choices_table, compute_cuts, extrapolation, f
 from gptjax.laws.simulate import ladder, losses, simulate
 from gptjax.laws.table import Runs, read_runs
 from gptjax.laws.uncertainty import influence, profile, subsample
+from helpers import PUBLISHED
 
 OPTIMIZED = True
-REFERENCE = Path(__file__).parents[2] / "shared" / "reference" / "chinchilla_figure4_points.csv"
 LAW = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)
 GRID = ladder(LAW, (1e11, 3e11, 1e12, 3e12, 1e13))
 LSQ = Choices(loss="lsq-log", bootstrap=400)
@@ -136,10 +135,10 @@ def test_extrapolation_scores_only_what_lies_beyond_the_cut(runs):
     assert extrapolation(worse, Choices())[-1].bias < -0.1
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason="the published points are not beside this checkout")
+@pytest.mark.skipif(not PUBLISHED.exists(), reason="the published points are not beside this checkout")
 def test_published_standard_errors_come_out_of_numpys_seed_42():
     choices = Choices(drop_highest_loss=5, bootstrap=4000, seed=42)
-    law = fit_all(read_runs(REFERENCE), choices, approaches=["parametric"], tables=False).to_json()
+    law = fit_all(read_runs(PUBLISHED), choices, approaches=["parametric"], tables=False).to_json()
     fit = law["approaches"]["parametric"]
     assert len(law["dropped"]) == 5 and law["rows"] == 240
     published = {"A_se": 124.522, "B_se": 1293.284, "E_se": 0.02566, "alpha_se": 0.01540, "beta_se": 0.02060}

@@ -2,12 +2,9 @@
 
 import importlib.util
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import pytest
-from models import logits_of  # type: ignore[import-not-found]
-from test_cli import refused  # type: ignore[import-not-found]
 
 from gptjax.config import EvalConfig, RunConfig
 from gptjax.devices import devices
@@ -26,6 +23,7 @@ from gptjax.models.presets import preset
 from gptjax.sharding import Layout, MeshConfig
 from gptjax.sweep.plan import SweepConfig
 from gptjax.train.programs import make_programs
+from helpers import ROOT, logits_of, refused
 
 TABLE = devices()
 TINY = GPTConfig(vocab_size=512, context=64, d_model=64, n_layers=3, n_heads=4, dtype="bfloat16")
@@ -78,7 +76,7 @@ def test_mistakes_are_one_line(capsys, argv, words):
 
 
 def test_a_sweep_takes_a_topology_with_its_dry_run_only(capsys):
-    quick = str(Path(__file__).parents[1] / "experiments" / "chinchilla" / "quick.py")
+    quick = str(ROOT / "experiments" / "chinchilla" / "quick.py")
     assert "add --dry-run" in refused(capsys, "sweep", quick, "--topology", "h200:8")
     assert "no device is named 'h201'" in refused(capsys, "sweep", quick, "--dry-run", "--topology", "h201:8")
 

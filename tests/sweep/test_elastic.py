@@ -9,16 +9,12 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
-import fake_gcs
 import pytest
-from test_sweep import losses, tiny, written
 
-from gptjax.config import SaveConfig
+import fake_gcs
 from gptjax.errors import BadInput
 from gptjax.jobs import leases
 from gptjax.run.checkpoint import damage, sealed_steps
@@ -26,9 +22,9 @@ from gptjax.run.loop import train
 from gptjax.run.metrics import read_metrics
 from gptjax.sweep.follow import status
 from gptjax.sweep.local import execute
-from gptjax.sweep.plan import Plan, make_plan
+from gptjax.sweep.plan import Plan
+from helpers import environment, losses, small, until, written
 
-TESTS = Path(__file__).parent
 MACHINE = """
 import sys, conftest
 from gptjax.jobs import leases
@@ -36,25 +32,15 @@ leases.BEAT_SECONDS, leases.LEASE_SECONDS = 0.2, float(sys.argv[4])
 leases.machine = lambda: sys.argv[3]
 from gptjax.jobs.storage import folder
 from gptjax.sweep.local import execute
-from test_elastic import small
+from helpers import small
 execute(small(sys.argv[1]), folder(sys.argv[2]))
 """
 
 
-def small(cache: str) -> Plan:
-    """Plan a trunk with two branches and a run that stands alone, of one shape, with a checkpoint every 50 steps."""
-    wsd, cosine = (tiny(cache, schedule) for schedule in ("wsd", "cosine"))
-    save = SaveConfig(every=50)
-    tree = make_plan(replace(wsd, base=replace(wsd.base, save=save), sizes=(4,), budgets=(2e8, 4e8)))
-    alone = make_plan(replace(cosine, base=replace(cosine.base, save=save), sizes=(4,), budgets=(1e8,)))
-    return replace(tree, runs=(*tree.runs, *alone.runs))
-
-
 def machine(name: str, cache: str, where: str | Path, lease_seconds: float = 2.0, **env: str) -> subprocess.Popen:
     """Start a machine that works on the sweep."""
-    environment = os.environ | env | {"PYTHONPATH": str(TESTS)}
     command = [sys.executable, "-c", MACHINE, cache, str(where), name, str(lease_seconds)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment(**env), stderr=subprocess.PIPE, text=True)
 
 
 def ends_well(process: subprocess.Popen) -> str:
@@ -64,13 +50,6 @@ def ends_well(process: subprocess.Popen) -> str:
     return said
 
 
-def until(found: Callable[[], object], seconds: float = 120.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not found():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-
-
 def steps(directory: Path, run: str) -> int:
     return max((line["step"] for line in read_metrics(directory / "runs" / run / "metrics.jsonl")), default=0)
 
@@ -78,11 +57,6 @@ def steps(directory: Path, run: str) -> int:
 def curve(directory: Path, run: str) -> list[tuple[int, float]]:
     lines = read_metrics(directory / "runs" / run / "metrics.jsonl")
     return [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> str:
-    return str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import copy
 import json
 import re
 from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +17,8 @@ from gptjax.laws.fit import Choices
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.record import Analysis, ParametricFound, read_law
 from gptjax.laws.simulate import ladder, simulate
+from helpers import ROOT
 
-ROOT = Path(__file__).parents[1]
 LAW = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)
 RUNS = simulate(LAW, *ladder(LAW, (1e11, 3e11, 1e12, 3e12)), noise=0.004, seed=0)
 

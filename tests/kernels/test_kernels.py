@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from models import batch_of
 
 from gptjax.kernels import attention
 from gptjax.kernels import matmul as matmul_file
@@ -19,6 +18,7 @@ from gptjax.kernels.matmul import matmul
 from gptjax.kernels.norm import normalize
 from gptjax.models.gpt import GPTConfig
 from gptjax.train.loss import summed_loss
+from helpers import batch_of
 
 T = 12
 

@@ -4,12 +4,10 @@ import csv
 import itertools
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,63 +18,25 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gptjax.config import EvalConfig, RunConfig, SaveConfig
-from gptjax.data.loader import DataConfig, Source
+from gptjax.config import RunConfig
 from gptjax.errors import BadInput
 from gptjax.fingerprint import fingerprint
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.report import write_report
 from gptjax.laws.table import PAIRED, read_runs
-from gptjax.models.gpt import GPTConfig
 from gptjax.run.loop import train
 from gptjax.run.result import Result
 from gptjax.run.validation import WINDOWS
-from gptjax.sharding import MeshConfig
 from gptjax.sweep.execute import pending
 from gptjax.sweep.follow import status
 from gptjax.sweep.ledger import Ledger
 from gptjax.sweep.local import execute
 from gptjax.sweep.loop import read_curve, run_sweep, thin_curve, write_tables
-from gptjax.sweep.plan import Plan, Speed, SweepConfig, describe, holdout_run, make_plan
-from gptjax.sweep.rules import always, of_layers, power, step_law_lr
-from gptjax.train.optim import OptimConfig
+from gptjax.sweep.plan import Plan, Speed, describe, holdout_run, make_plan
+from gptjax.sweep.rules import always, of_layers, step_law_lr
+from helpers import environment, losses, shape, tiny, wait_for_rows, written
 
 BUDGETS = (2e8, 4e8, 8e8)
-
-
-def shape(width: int) -> GPTConfig:
-    return GPTConfig(
-        vocab_size=257, context=16, d_model=width, n_layers=1, n_heads=1, init_std=0.0, bias=False, norm="rmsnorm"
-    )
-
-
-def tiny(cache: str, schedule: str = "wsd") -> SweepConfig:
-    return SweepConfig(
-        base=RunConfig(
-            data=DataConfig(
-                sources=(Source("markov:states=4,documents=200,length=600"),), tokenizer="bytes", cache=cache
-            ),
-            optim=OptimConfig(schedule=schedule, weight_decay=0.0),
-            steps_per_call=5,
-            evaluate=EvalConfig(sequences=64, batch=8),
-            save=SaveConfig(every=10**9),
-            trackers=(),
-            log_every=5,
-            mesh=MeshConfig(),
-        ),
-        budgets=BUDGETS,
-        sizes=(4, 6, 8, 12),
-        shape=shape,
-        lr=power(2e-2, 3e3, -0.3),
-        batch_tokens=always(128),
-        tokens_per_param=(0.5, 100.0),
-        min_steps=10,
-    )
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -459,7 +419,7 @@ def test_a_failed_trunk_fails_its_branches_and_stays_out_of_the_fit(sweep, tmp_p
 
 PROGRAM = """
 import sys, pathlib, conftest
-from test_sweep import tiny
+from helpers import tiny
 from gptjax.sweep.local import execute
 from gptjax.sweep.plan import make_plan
 execute(make_plan(tiny(sys.argv[1])), pathlib.Path(sys.argv[2]))
@@ -467,26 +427,7 @@ execute(make_plan(tiny(sys.argv[1])), pathlib.Path(sys.argv[2]))
 
 
 def start(cache: str, directory: Path) -> subprocess.Popen:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, cache, str(directory)], env=environment)
-
-
-def wait_for_rows(directory: Path, n: int) -> None:
-    deadline = time.time() + 120
-    while time.time() < deadline:
-        if len(Ledger(directory).rows()) >= n:
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"{directory} did not reach {n} rows")
-
-
-def written(directory: Path) -> dict[str, int]:
-    """Return when each row of the ledger was written, in ns."""
-    return {path.stem: path.stat().st_mtime_ns for path in (directory / "ledger").iterdir()}
-
-
-def losses(directory: Path) -> dict[str, float]:
-    return {name: row["loss"] for name, row in Ledger(directory).rows().items()}
+    return subprocess.Popen([sys.executable, "-c", PROGRAM, cache, str(directory)], env=environment())
 
 
 def test_two_executors_and_kill_9_give_every_row_once(sweep, cache, quiet, tmp_path):

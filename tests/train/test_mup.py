@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import batch_of, logits_of
 
 from gptjax.config import RunConfig
 from gptjax.data.loader import DataConfig, Source
@@ -18,6 +17,7 @@ from gptjax.params import map_axes
 from gptjax.run.coord_check import coord_check, draw
 from gptjax.train.mup import Transfer, factors
 from gptjax.train.optim import OptimConfig, make_optimizer
+from helpers import batch_of, logits_of
 
 BASE = GPTConfig(vocab_size=64, context=16, d_model=16, n_layers=2, n_heads=2)
 LLAMA = replace(BASE, norm="rmsnorm", bias=False, positions="rope", tied=False, gated=True, init_std=0.0)

@@ -8,7 +8,6 @@ import json
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ from gptjax.kernels.pipeline import pipeline
 from gptjax.kernels.splash import fits, splash_attend
 from gptjax.mesh import make_mesh
 from gptjax.sharding import Layout, MeshConfig, Rules, use
+from helpers import ROOT
 
 B, T, N, G, K = 4, 256, 4, 2, 32
 SCALE = 0.3
@@ -214,7 +214,7 @@ def test_shapes_that_do_not_fit():
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu (libtpu)")
 def test_no_square_of_scores_as_compiled_for_tpus(tmp_path):
-    script, found = Path(__file__).parents[1] / "benchmarks" / "attention_memory.py", tmp_path / "found.json"
+    script, found = ROOT / "benchmarks" / "attention_memory.py", tmp_path / "found.json"
     subprocess.run([sys.executable, script, "--only", "attention 4096", "--json", found], check=True)
     ours, usual = json.loads(found.read_text())
     assert (ours["attention"], usual["attention"]) == ("auto", "xla")
