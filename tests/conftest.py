@@ -1,6 +1,7 @@
 """Eight simulated CPU devices for every test, and compiled programs kept between them; set before jax is imported."""
 
 import os
+from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,13 +18,38 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # of machine code:
 with suppress(ImportError):  # before absl's: it drops all handlers of logs, and absl's would close pytest's own stderr
     import submitit  # noqa: F401
 
-LONGEST = ("sweep", "model", "train", "mup", "mesh", "pack", "elastic", "hosts", "generate")  # minutes, not seconds
+# Files that take long, with seconds of one core. The longest begin, so that several workers end together, and `--fast`
+# leaves all of them out.
+SLOW: dict[str, int] = {}
+
+
+def seconds(path: Path) -> int:
+    return SLOW.get(path.stem.removeprefix("test_"), 0)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--fast", action="store_true", help="leave out the files that tests/conftest.py lists as slow")
+
+
+def pytest_ignore_collect(collection_path, config):
+    return True if config.getoption("--fast") and seconds(collection_path) else None
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with the longest files, so that several workers end together."""
-    rank = {f"test_{name}.py": i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+    items.sort(key=lambda item: -seconds(item.path))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say what this machine could not prove: why tests were skipped, and how many for each cause."""
+    causes: dict[str, list[str]] = defaultdict(list)
+    for report in terminalreporter.stats.get("skipped", []):
+        causes[report.longrepr[2].removeprefix("Skipped: ")].append(report.nodeid)
+    if causes:
+        terminalreporter.section("what this machine could not prove")
+    for cause, skipped in sorted(causes.items()):
+        tests = [name for name in skipped if "::" in name]
+        said = [*sorted(set(skipped) - set(tests)), *([f"{len(tests)} test{'s' * (len(tests) > 1)}"] if tests else [])]
+        terminalreporter.write_line(f"{', '.join(said)}: {cause}")
 
 
 @pytest.fixture(scope="module", autouse=True)

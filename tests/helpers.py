@@ -3,6 +3,7 @@
 pyproject.toml puts this folder on the path of imports, and `environment` does for other processes.
 """
 
+import importlib.util
 import json
 import os
 import time
@@ -10,9 +11,11 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from gptjax.batch import Batch
 from gptjax.cli import main
@@ -34,6 +37,27 @@ from gptjax.train.optim import OptimConfig
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 PUBLISHED = ROOT.parent / "shared" / "reference" / "chinchilla_figure4_points.csv"  # not part of the repository
+
+
+# ---- what this machine has
+
+
+def installed(*packages: str) -> bool:
+    return all(importlib.util.find_spec(package) for package in packages)
+
+
+def missing(extra: str) -> str:
+    """Return why a test is skipped without an extra of pyproject.toml; the summary of a test run counts by these."""
+    return f"needs the extra {extra} (make install EXTRAS=test,{extra})"
+
+
+def needed(package: str, extra: str) -> Any:
+    """Import a package, or skip what asks for it."""
+    return pytest.importorskip(package, reason=missing(extra))
+
+
+CUDA = pytest.mark.skipif(not any(map(installed, ("jax_cuda12_plugin", "jax_cuda13_plugin"))), reason=missing("cuda12"))
+LIBTPU = pytest.mark.skipif(not installed("libtpu"), reason=missing("tpu"))
 
 
 # ---- models

@@ -25,6 +25,7 @@ from gptjax.run.validation import Validation
 from gptjax.sharding import Layout, MeshConfig, Rules
 from gptjax.train.loss import summed_loss
 from gptjax.train.optim import OptimConfig
+from helpers import needed
 
 T, BOS, V = 24, 256, 257
 
@@ -121,7 +122,7 @@ def test_packing_never_overlaps_and_takes_the_best_fit():
 
 
 def test_the_loss_is_on_the_answer_alone_as_torch_ignores_labels(built):
-    torch = pytest.importorskip("torch")
+    torch = needed("torch", "hf")
     model = GPTConfig(vocab_size=V, context=T, d_model=16, n_layers=1, n_heads=2).build()
     params = model.init(jax.random.key(0))
     batch = validation_batches(in_rows(built, T), 2, 2, T, True)

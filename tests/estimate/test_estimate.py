@@ -23,7 +23,7 @@ from gptjax.models.presets import preset
 from gptjax.sharding import Layout, MeshConfig
 from gptjax.sweep.plan import SweepConfig
 from gptjax.train.programs import make_programs
-from helpers import ROOT, logits_of, refused
+from helpers import CUDA, LIBTPU, ROOT, logits_of, refused
 
 TABLE = devices()
 TINY = GPTConfig(vocab_size=512, context=64, d_model=64, n_layers=3, n_heads=4, dtype="bfloat16")
@@ -31,10 +31,6 @@ REMAT, PADDED = Execution(remat="full"), Execution(vocab_multiple=128)
 COST = TINY.cost(TINY.context)
 MESH = MeshConfig(data=1, fsdp=4, tensor=2)
 RUN = RunConfig(model=TINY, execution=REMAT, batch=16, mesh=MESH, evaluate=EvalConfig(8, 8))
-CUDA = pytest.mark.skipif(
-    not any(importlib.util.find_spec(f"jax_cuda{n}_plugin") for n in (12, 13)), reason="needs the extra cuda12"
-)
-LIBTPU = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu (libtpu)")
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,16 @@ from gptjax.eval.tasks import Task, TaskRow, encode_pairs, evaluate_task, harnes
 from gptjax.hf.export import export_hf
 from gptjax.models.gpt import GPTConfig
 from gptjax.run.weights import saved_model
-from helpers import call, saved_run, write_corpus
+from helpers import call, needed, saved_run, write_corpus
 
-lm_eval = pytest.importorskip("lm_eval")
+lm_eval = needed("lm_eval", "eval")
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
 from gptjax.eval.harness import GptJax  # noqa: E402
 
 for package in ("torch", "transformers", "accelerate"):
-    pytest.importorskip(package)
+    needed(package, "eval,hf")
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 
 TEXT = "def f(self, x):\n    return self.f(x) + x\n\nfor i in range(10):\n    print(f(i), i)\n" * 20

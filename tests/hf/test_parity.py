@@ -20,11 +20,11 @@ from gptjax.models.gpt import GPTConfig
 from gptjax.models.presets import PRESETS
 from gptjax.run.weights import saved_model
 from gptjax.sharding import Layout, MeshConfig, Rules
-from helpers import ROOT, batch_of, saved_run
+from helpers import ROOT, batch_of, needed, saved_run
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-safetensors = pytest.importorskip("safetensors.numpy")
+torch = needed("torch", "hf")
+transformers = needed("transformers", "hf")
+safetensors = needed("safetensors.numpy", "hf")
 
 B, T = 3, 11  # of a context of 16 and a vocabulary of 97, so that no two sizes agree by accident
 
@@ -228,7 +228,7 @@ TEXTS = ["def f(a):\n    return a  # \u65e5\u672c \u00e9\0", "  two  spaces", ""
 
 
 def test_byte_level_tokenizers_are_read_as_their_library_reads_them(tmp_path):
-    library = pytest.importorskip("tokenizers")
+    library = needed("tokenizers", "tokenizers")
     made = library.Tokenizer(library.models.BPE())
     made.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = library.decoders.ByteLevel()
@@ -247,7 +247,7 @@ def test_byte_level_tokenizers_are_read_as_their_library_reads_them(tmp_path):
 
 
 def test_sentencepiece_tokenizers_of_llama_are_read_as_their_library_reads_them():
-    library = pytest.importorskip("tokenizers")
+    library = needed("tokenizers", "tokenizers")
     letters = {f"<0x{b:02X}>": b + 1 for b in range(256)}
     vocab = {"<unk>": 0, **letters, "\u2581": 257, "a": 258, "\u2581a": 259, "b": 260}
     made = library.Tokenizer(

@@ -1,7 +1,6 @@
 """Whole writes, creates that one process wins, and leases, on a disk and in what stands in for a bucket."""
 
 import errno
-import importlib.util
 import json
 import os
 import signal
@@ -25,14 +24,13 @@ from gptjax.jobs import leases, storage
 from gptjax.run.metrics import read_metrics
 from gptjax.run.result import Result
 from gptjax.sweep.ledger import Ledger
-from helpers import environment, until
+from helpers import environment, needed, until
 
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[dict[str, str]]:
     """Give the environment of processes for which gs:// is a server of this machine."""
-    if importlib.util.find_spec("gcsfs") is None:
-        pytest.skip("needs gcsfs; make install EXTRAS=test,gcs")
+    needed("gcsfs", "gcs")
     server = fake_gcs.serve()
     yield fake_gcs.environment(server)
     server.shutdown()

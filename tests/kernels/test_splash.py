@@ -3,7 +3,6 @@
 Shapes: B batch, T positions, N heads, G key/value heads, K head.
 """
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from gptjax.kernels.pipeline import pipeline
 from gptjax.kernels.splash import fits, splash_attend
 from gptjax.mesh import make_mesh
 from gptjax.sharding import Layout, MeshConfig, Rules, use
-from helpers import ROOT
+from helpers import LIBTPU, ROOT
 
 B, T, N, G, K = 4, 256, 4, 2, 32
 SCALE = 0.3
@@ -212,7 +211,7 @@ def test_shapes_that_do_not_fit():
         splash_attend(*inputs(t=200)[:3], CausalMask(), SCALE, None, None)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs the extra tpu (libtpu)")
+@LIBTPU
 def test_no_square_of_scores_as_compiled_for_tpus(tmp_path):
     script, found = ROOT / "benchmarks" / "attention_memory.py", tmp_path / "found.json"
     subprocess.run([sys.executable, script, "--only", "attention 4096", "--json", found], check=True)

@@ -3,7 +3,6 @@
 import re
 from dataclasses import replace
 from functools import cache, partial
-from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from gptjax.mesh import make_mesh
 from gptjax.models.gpt import GPTConfig
 from gptjax.params import named, nested
 from gptjax.sharding import Layout, MeshConfig, Rules, use
+from helpers import CUDA
 from helpers import logits_of as computed
 
 T = 12
@@ -160,7 +160,7 @@ def test_a_gpu_runs_few_layers_without_a_loop(monkeypatch):
     assert " scan[" in program()
 
 
-@pytest.mark.skipif(not find_spec("jax_cuda12_plugin") and not find_spec("jax_cuda13_plugin"), reason="no CUDA wheels")
+@CUDA
 def test_dots_keeps_what_fused_attention_gives():
     config, execution = replace(GPT2, dtype="bfloat16", d_head=64), Execution(attention="cudnn", remat="dots")
     summed = lambda p: computed(config, p, draw_tokens(), execution=execution).sum()  # noqa: E731

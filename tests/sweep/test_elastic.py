@@ -3,7 +3,6 @@
 Machines are processes that say they are others. gs:// is a server of this machine (fake_gcs.py).
 """
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -23,7 +22,7 @@ from gptjax.run.metrics import read_metrics
 from gptjax.sweep.follow import status
 from gptjax.sweep.local import execute
 from gptjax.sweep.plan import Plan
-from helpers import environment, losses, small, until, written
+from helpers import environment, losses, needed, small, until, written
 
 MACHINE = """
 import sys, conftest
@@ -156,8 +155,7 @@ def test_a_run_held_on_another_machine_is_refused_and_one_given_up_there_is_take
 
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[dict[str, str]]:
-    if importlib.util.find_spec("gcsfs") is None:
-        pytest.skip("needs gcsfs; make install EXTRAS=test,gcs")
+    needed("gcsfs", "gcs")
     server = fake_gcs.serve()
     yield fake_gcs.environment(server)
     server.shutdown()

@@ -1,6 +1,5 @@
 """Sweeps on real clusters, of this machine: whatever is killed or preempted, each run is done once, and as locally."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -19,7 +18,7 @@ from gptjax.sharding import MeshConfig
 from gptjax.sweep import local
 from gptjax.sweep.ledger import Ledger
 from gptjax.sweep.plan import Plan, make_plan
-from helpers import TESTS, environment, forest, losses, tiny, until
+from helpers import TESTS, environment, forest, installed, losses, needed, tiny, until
 
 DAEMONS = ("slurmctld", "slurmd", "munged", "sbatch")
 
@@ -39,7 +38,7 @@ def quiet(plan, tmp_path_factory) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory) -> Iterator[None]:
-    if importlib.util.find_spec("submitit") is None or not all(map(shutil.which, DAEMONS)):
+    if not installed("submitit") or not all(map(shutil.which, DAEMONS)):
         pytest.skip(f"needs submitit, and {', '.join(DAEMONS)} on this machine (Debian: slurm-wlm munge)")
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("only root can start SLURM's daemons, and only on Linux")
@@ -121,7 +120,7 @@ def test_slurm_with_a_job_killed_and_the_waiting_command_interrupted(slurm, plan
 
 
 def test_ray_with_a_worker_killed(plan, quiet, tmp_path):
-    pytest.importorskip("ray", reason="needs ray; make install EXTRAS=test,ray")
+    needed("ray", "ray")
     from gptjax.sweep.on_ray import Resources, execute
 
     trunk = plan.runs[0].name
@@ -177,7 +176,7 @@ def test_slurm_says_why_a_job_was_given_up(slurm, cache, tmp_path, capsys):
 
 def test_executors_refuse_what_is_not_theirs(tmp_path, capsys, monkeypatch):
     for package in ("ray", "submitit"):
-        pytest.importorskip(package, reason=f"needs {package}; make install EXTRAS=test,test")
+        needed(package, "test")
     file = tmp_path / "sweep.py"
     file.write_text("from helpers import tiny\n\ndef sweep():\n    return tiny('cache')\n")
     for options, message in (

@@ -36,7 +36,7 @@ from gptjax.train.adapters import EVERYTHING, TuneConfig, merged, merged_arrays,
 from gptjax.train.mup import factors
 from gptjax.train.optim import OptimConfig, decays
 from gptjax.train.programs import Programs
-from helpers import batch_of
+from helpers import batch_of, needed
 
 MODEL = GPTConfig(
     vocab_size=257, context=32, d_model=16, n_layers=2, n_heads=2, d_head=4, init_std=0.0, norm="rmsnorm", bias=False,
@@ -140,7 +140,7 @@ def test_adapters_are_the_papers_formula():
 
 def test_gradients_of_adapters_are_torchs():
     """The gradient of sum(y^2) for y = x (W + s A B), by torch's autograd."""
-    torch = pytest.importorskip("torch")
+    torch = needed("torch", "hf")
     rng = np.random.default_rng(0)
     w, a, b, x = (rng.normal(size=s).astype(np.float32) for s in ((3, 5, 4), (3, 5, 2), (3, 2, 4), (3, 7, 5)))
     leaves = {"layers": {"up": {"kernel": w, "lora_a": a, "lora_b": b}}}
