@@ -225,9 +225,13 @@ def losses(directory: Path) -> dict[str, float]:
 # ---- other processes
 
 
-def environment(**more: str) -> dict[str, str]:
-    """Return the environment of a process that imports this file, conftest and this checkout's gptjax."""
-    return os.environ | more | {"PYTHONPATH": f"{TESTS}{os.pathsep}{ROOT}"}
+def environment(devices: int = 8, **more: str) -> dict[str, str]:
+    """Return the environment of a process that imports this file and this checkout's gptjax."""
+    simulated = {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "PJRT_NPROC": str(4 * devices),  # fewer threads than devices can deadlock their collectives
+    }
+    return os.environ | simulated | more | {"PYTHONPATH": f"{TESTS}{os.pathsep}{ROOT}"}
 
 
 def until(found: Callable[[], object], waiting: Future | None = None, seconds: float = 120.0) -> None:

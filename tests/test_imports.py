@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 
 from helpers import ROOT
 
@@ -32,6 +33,7 @@ def is_room(name: str) -> bool:
     return (PACKAGE.parent / name.replace(".", "/")).is_dir()
 
 
+@cache
 def imports() -> list[tuple[str, str]]:
     pairs = []
     for path in PACKAGE.rglob("*.py"):

@@ -238,6 +238,7 @@ def imported(folder: Path) -> Path:
     return folder / "weights"
 
 
+@pytest.mark.slow
 def test_no_more_memory_is_taken_than_there_is_to_read(tmp_path):
     weights = imported(tmp_path)
     said = claims(tmp_path / "claims", weights)

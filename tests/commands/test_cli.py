@@ -136,16 +136,7 @@ def test_a_sweep_is_planned_anew_or_from_what_is_done(capsys, tmp_path):
     assert call(capsys, "plan", "--flops", 1e21, "--law", "kaplan-2020")[0] == 0
 
 
-def test_no_model_beats_a_markov_source():
-    from gptjax.selftest import describe, markov
-
-    found = markov(160)
-    assert found["sound"] and 0 < found["excess"] < 0.5 and found["least"] >= found["entropy"] - 4 * found["loss_se"]
-    assert "no loss below it" in describe({"laws": {}, "markov": found})
-    leaking = {**found, "sound": False}
-    assert "BELOW" in describe({"laws": {}, "markov": leaking})
-
-
+@pytest.mark.slow
 def test_train_runs_and_overrides(capsys, run_file, tmp_path):
     code, out, _ = call(
         capsys, "train", run_file, "--dir", tmp_path / "r", "--set", "steps=8", "--set", "optim.warmup=2"
@@ -154,6 +145,7 @@ def test_train_runs_and_overrides(capsys, run_file, tmp_path):
     assert json.loads((tmp_path / "r" / "result.json").read_text())["steps"] == 8
 
 
+@pytest.mark.slow
 def test_generate_continues_a_prompt(capsys, run_file, tmp_path):
     run = tmp_path / "r"
     call(capsys, "train", run_file, "--dir", run)

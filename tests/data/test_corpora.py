@@ -71,6 +71,7 @@ def test_duplicates_are_dropped_and_the_split_ignores_order(tmp_path):
     assert 4 <= Counter(splits[0].values())["validation"] <= 35  # 1 in 64, give or take 4 sigma
 
 
+@pytest.mark.slow
 def test_digests_are_a_set_of_few_bytes():
     rng = np.random.default_rng(0)
     far = rng.integers(1, 2000, size=4000, dtype=np.uint64) << 40  # equal in their low bits

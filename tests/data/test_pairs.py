@@ -121,6 +121,7 @@ def test_packing_never_overlaps_and_takes_the_best_fit():
     assert pack([10, 12, 4, 6, 16], 16)[0].tolist() == [0, 16, 28, 10, 32]
 
 
+@pytest.mark.slow
 def test_the_loss_is_on_the_answer_alone_as_torch_ignores_labels(built):
     torch = needed("torch", "hf")
     model = GPTConfig(vocab_size=V, context=T, d_model=16, n_layers=1, n_heads=2).build()
@@ -145,6 +146,7 @@ def test_validation_divides_by_what_is_predicted():
     assert alike["loss_se"] == pytest.approx((nats.ravel() / 2).std(ddof=1) / 2)
 
 
+@pytest.mark.slow
 def test_a_model_learns_to_answer_and_to_stop(tmp_path):
     """One of two answers to each of two prompts: the loss falls to that of a coin, and the prompt's does not count."""
     rng = np.random.default_rng(0)

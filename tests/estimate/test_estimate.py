@@ -92,6 +92,7 @@ def compiled() -> Compiled:
     return compile_step(RUN, parse("cpu-core:8", TABLE))
 
 
+@pytest.mark.slow
 def test_the_arguments_of_the_compiled_step_are_the_states_bytes_over_the_devices(compiled):
     held = footprint(RUN, 8)
     assert compiled.arguments == pytest.approx(held.state + held.batch, abs=64)  # step, count and rate besides
@@ -101,6 +102,7 @@ def test_the_arguments_of_the_compiled_step_are_the_states_bytes_over_the_device
     assert compiled.peak > compiled.arguments and not compiled.refusal
 
 
+@pytest.mark.slow
 def test_the_compiled_step_gathers_weights_over_fsdp_and_sums_over_tensor(compiled):
     by = {(e.kind, e.axes): e for e in compiled.exchanges}
     assert compiled.unknown_loops == 0

@@ -82,6 +82,7 @@ def likeliest(params, config, request):
     return Request(request.context, whole(config)(params, request.context)[-1:].argmax(-1))
 
 
+@pytest.mark.slow
 def test_a_score_is_that_of_a_plain_forward(params, requests):
     requests = [*requests, likeliest(params, GPT2, requests[1]), likeliest(params, GPT2, requests[6])]
     found = score(params, MODEL, requests, ALONE)
@@ -108,6 +109,7 @@ def test_few_programs_are_compiled():
     assert {scoring.rows_of(16, n, MODEL, ALONE) for n in range(1, 10_000)} == {1 << i for i in range(10)}
 
 
+@pytest.mark.slow
 def test_where_logits_are_large_they_are_made_in_parts(params, requests, monkeypatch):
     whole = score(params, MODEL, requests, ALONE)
     monkeypatch.setitem(kernels.LOGITS_BYTES, "cpu", 1 << 12)
@@ -121,6 +123,7 @@ def test_where_logits_are_large_they_are_made_in_parts(params, requests, monkeyp
     assert (found.greedy == whole.greedy).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mesh", "rules"),
     [
@@ -182,6 +185,7 @@ def opened(run):
     return saved, layout, saved.read(layout)
 
 
+@pytest.mark.slow
 def test_the_loss_is_trainings_own(run, opened):
     saved, layout, params = opened
     said = json.loads((run / "result.json").read_text())
@@ -195,6 +199,7 @@ def test_the_loss_is_trainings_own(run, opened):
     assert stores_for(saved, saved.run.data.sources[0].corpus)[0].digest == store.digest
 
 
+@pytest.mark.slow
 def test_of_pairs_the_answers_alone_count_as_in_training(run, opened, tmp_path):
     base = opened[0].run
     pairs = [{"prompt": f"{i}" + "ab" * (i % 7 + 1), "answer": "ba" * (i % 5 + 1)} for i in range(2000)]
@@ -216,6 +221,7 @@ def test_of_pairs_the_answers_alone_count_as_in_training(run, opened, tmp_path):
     assert 0 < found.tokens < found.sequences * 64 / 2
 
 
+@pytest.mark.slow
 def test_positions_average_to_the_loss_and_are_the_plain_ones(opened):
     saved, layout, params = opened
     (store,) = stores_for(saved, None)
@@ -308,6 +314,7 @@ def test_accuracy_is_by_sum_by_byte_and_by_token(params, monkeypatch):
     assert found.metrics["acc_tokens"].value == pytest.approx(np.mean(np.array(chosen) == [0, 0, 1]))
 
 
+@pytest.mark.slow
 def test_a_cloze_is_exact_where_greedy_decoding_says_it(params):
     tokenizer = ByteTokenizer()
     asked = ((context, encode_pairs(tokenizer, [(context, "x")])[0][0]) for context in map("q{}".format, range(99)))
@@ -324,6 +331,7 @@ def test_a_cloze_is_exact_where_greedy_decoding_says_it(params):
     )
 
 
+@pytest.mark.slow
 def test_both_sides_of_a_border_are_tokenized_as_one():
     tokenizer = train_sentencepiece([b"def f(self): return self.name\n" * 50, b"x = f()\n" * 50], 300)
     pairs = [
@@ -390,6 +398,7 @@ def made():
     return {name: make_task(name, 60, 0, ROOMS.get(name, 96), sources()) for name in NAMES}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_a_task_is_the_same_again_and_its_answers_stand_anywhere(name, made):
     task = made[name]
@@ -471,6 +480,7 @@ def test_the_help_knows_the_tasks():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+@pytest.mark.slow
 def test_eval_prints_and_writes_every_score(capsys, run, tmp_path):
     files = tmp_path / "e.json", tmp_path / "e.csv"
     tasks = ("--task", "lookup", "--task", "addition", "--shots", "0,2", "--examples", 8, "--context-bytes", 48)
@@ -487,6 +497,7 @@ def test_eval_prints_and_writes_every_score(capsys, run, tmp_path):
     assert next(v for (_, shots, metric), v in said.items() if metric == "loss") == pytest.approx(loss, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_alone_are_evaluated_on_a_named_corpus(capsys, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call(capsys, "export", run, "weights", "--format", "orbax")[0] == 0
@@ -502,6 +513,7 @@ def test_weights_alone_are_evaluated_on_a_named_corpus(capsys, run, tmp_path, mo
     assert found[0] == found[1] and found[0][0]["sequences"] == 9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("given", "words"),
     [

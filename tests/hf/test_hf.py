@@ -58,6 +58,7 @@ def logits(saved, params, ids):
     return np.asarray(found)[..., : saved.config.vocab_size]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_an_export_is_the_model_and_comes_back(config, tmp_path):
     params = saved_run(tmp_path / "run", config)
@@ -81,6 +82,7 @@ def test_an_export_is_the_model_and_comes_back(config, tmp_path):
             assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [MeshConfig(fsdp=16), MeshConfig(data=2, pipeline=2, tensor=2)], ids=str)
 def test_a_run_is_exported_whatever_mesh_it_had(mesh, tmp_path):
     config = replace(GPT2, n_layers=2, n_heads=4, d_head=8)
@@ -106,6 +108,7 @@ def test_a_model_of_transformers_is_to_be_imported_first(tmp_path):
         saved_model(tmp_path / "hf")
 
 
+@pytest.mark.slow
 def test_an_export_that_says_something_else_is_not_kept(tmp_path, monkeypatch):
     saved_run(tmp_path / "run", CONFIGS["mup"])
     monkeypatch.setattr("gptjax.hf.export.multipliers", lambda config: {})
@@ -427,6 +430,7 @@ def test_an_id_beyond_the_vocabulary_leads_no_document(tmp_path):
         open_hf(tmp_path / "hf")
 
 
+@pytest.mark.slow
 def test_ids_that_only_pad_the_vocabulary_are_not_drawn(tmp_path):
     config = replace(GPT2, vocab_size=500)
     write_hf(tmp_path / "hf", config)
@@ -468,6 +472,7 @@ def test_numbers_that_generate_cannot_take_are_one_line(tmp_path, capsys, monkey
         assert stop.value.code == 2 and not out and said.count("\n") == 1, (given, said)
 
 
+@pytest.mark.slow
 def test_what_the_terminal_cannot_show_is_marked(tmp_path):
     saved_run(tmp_path / "run", GPT2)
     program = [sys.executable, "-m", "gptjax.cli", "generate", str(tmp_path / "run"), "\u00e9", "--tokens", "2"]
@@ -475,6 +480,7 @@ def test_what_the_terminal_cannot_show_is_marked(tmp_path):
     assert ran.returncode == 0 and ran.stdout.startswith(b"?"), ran.stderr
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_nothing_and_is_no_mistake_of_the_user(tmp_path):
     write_hf(tmp_path / "hf", GPT2)
     program = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000,) * 2); from gptjax.cli import main; "
@@ -568,6 +574,7 @@ def test_an_altered_file_is_refused_in_a_line_or_read(tmp_path_factory, data):
         path.write_bytes(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -676,6 +683,7 @@ print(memory("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read as Linux tells it")
 def test_the_host_holds_one_array_and_not_the_model(tmp_path):
     largest = 2**25  # the embedding's bytes, and a stacked MLP kernel's

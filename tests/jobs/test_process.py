@@ -1,10 +1,11 @@
 """A process of our own keeps freed memory; a library call sets nothing for the process, nor does a plain one."""
 
-import os
 import subprocess
 import sys
 
 import pytest
+
+from helpers import environment
 
 PROGRAM = """
 import resource
@@ -61,10 +62,11 @@ print(process.keep_freed_memory.cache_info().currsize, sys.unraisablehook is sys
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settled", "plain", "expected"), [(False, "", "0 True"), (True, "", "1 False"), (True, "plain", "0 True")]
 )
 def test_only_commands_set_what_holds_for_the_whole_process(settled, plain, expected):
-    env = os.environ | {"GPTJAX_PROCESS": plain}
+    env = environment(devices=1, GPTJAX_PROCESS=plain)
     done = subprocess.run([sys.executable, "-c", CALL.format(settled=settled)], capture_output=True, text=True, env=env)
     assert done.stdout.strip() == expected, done.stderr

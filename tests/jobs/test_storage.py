@@ -248,6 +248,7 @@ DAMAGED = [b"", b"{", b"null", b"[]", b"{}", b'{"held": true}', b"\xff\xfe", b"[
            b'{"held": 1, "machine": [], "pid": "/../x", "began": {}, "beat": null}']  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("data", DAMAGED, ids=[str(data[:8]) for data in DAMAGED])
 def test_a_damaged_lease_is_watched_and_taken_over(tmp_path, soon, data):
     (tmp_path / "000003.json").write_bytes(data)

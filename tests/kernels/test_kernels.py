@@ -27,6 +27,7 @@ def assert_close(a, b, tolerance=2e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance), a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("positions", [T, 150, 699])  # on a CPU: one block, blocks of 64, of 175, with a shorter last
 @pytest.mark.parametrize("n_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("documents", [False, True], ids=["whole", "segments"])
@@ -55,6 +56,7 @@ def test_attend_is_jax_dot_product_attention(positions, n_kv_heads, documents):
     assert_close(value_and_gradient(ours), value_and_gradient(reference))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(2, 6, 5, 40), (2, 6, 40, 5), (2, 6, 8, 8)], ids=["widens", "narrows", "keeps"])
 @pytest.mark.parametrize("device", ["cpu", "gpu", "tpu", "plain"])
 def test_matmul_has_the_gradients_of_tensordot(sizes, device, monkeypatch):
@@ -109,6 +111,7 @@ def test_norms_are_those_of_flax(kind, dtype):
 MASKS = {"causal": CausalMask(), "full": FullMask(), "window": WindowMask(70), "narrow window": WindowMask(3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 @pytest.mark.parametrize("documents", [False, True], ids=["whole", "segments"])
 def test_attention_in_blocks_is_the_plain_one_under_every_mask(mask, documents):
@@ -125,6 +128,7 @@ def test_attention_in_blocks_is_the_plain_one_under_every_mask(mask, documents):
     assert_close(jax.jit(gradients)(q, k, v), wanted)
 
 
+@pytest.mark.slow
 def test_a_prefix_is_seen_by_all_and_the_rest_by_those_after_it():
     q, k, v = (jax.random.normal(jax.random.key(i), (1, T, 2, 4)) for i in range(3))
     read = jnp.arange(T)[None] < 5
@@ -139,6 +143,7 @@ def test_a_prefix_is_seen_by_all_and_the_rest_by_those_after_it():
         assert_close(attention.attend(q, k, v, mask, 0.5), jax.jit(lambda: attend(q, k, v, mask, 0.5))())
 
 
+@pytest.mark.slow
 def test_attention_to_another_sequence_sees_all_of_its_segment():
     q = jax.random.normal(jax.random.key(0), (2, 6, 4, 8))
     k, v = (jax.random.normal(jax.random.key(i), (2, 9, 2, 8)) for i in (1, 2))
@@ -157,6 +162,7 @@ SMALL = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", SMALL.values(), ids=SMALL)
 def test_plain_kernels_are_differentiated_forward_and_twice(config):
     """What second-order optimizers and probes of sharpness need: jvp, forward over reverse, and a hessian."""

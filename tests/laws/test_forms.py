@@ -80,6 +80,7 @@ THETAS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", THETAS, ids=lambda form: form.name)
 def test_a_form_is_its_law_wherever_the_origin_lies(form):
     theta = THETAS[form]

@@ -28,6 +28,7 @@ def content() -> dict:
     return fit_all(RUNS, Choices(bootstrap=60), sweeps=3).to_json()
 
 
+@pytest.mark.slow
 def test_what_is_written_is_read_back(content):
     again = json.loads(json.dumps(content, allow_nan=False))
     assert Analysis.from_json(again).to_json() == content

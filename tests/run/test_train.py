@@ -166,7 +166,7 @@ def test_kill_9_loses_nothing_but_what_followed_the_last_checkpoint(config, tmp_
     train(config, tmp_path / "whole")
     (tmp_path / "config.json").write_text(json.dumps(to_json(config)))
     program = (
-        "import sys, pathlib, conftest\n"
+        "import sys, pathlib\n"
         "from gptjax.config import load_config\n"
         "from gptjax.run.loop import train\n"
         "train(load_config(pathlib.Path(sys.argv[1])), pathlib.Path(sys.argv[2]))\n"

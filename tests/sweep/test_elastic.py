@@ -20,12 +20,11 @@ from gptjax.run.checkpoint import damage, sealed_steps
 from gptjax.run.loop import train
 from gptjax.run.metrics import read_metrics
 from gptjax.sweep.follow import status
-from gptjax.sweep.local import execute
 from gptjax.sweep.plan import Plan
 from helpers import environment, losses, needed, small, until, written
 
 MACHINE = """
-import sys, conftest
+import sys
 from gptjax.jobs import leases
 leases.BEAT_SECONDS, leases.LEASE_SECONDS = 0.2, float(sys.argv[4])
 leases.machine = lambda: sys.argv[3]
@@ -39,7 +38,7 @@ execute(small(sys.argv[1]), folder(sys.argv[2]))
 def machine(name: str, cache: str, where: str | Path, lease_seconds: float = 2.0, **env: str) -> subprocess.Popen:
     """Start a machine that works on the sweep."""
     command = [sys.executable, "-c", MACHINE, cache, str(where), name, str(lease_seconds)]
-    return subprocess.Popen(command, env=environment(**env), stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, env=environment(devices=1, **env), stderr=subprocess.PIPE, text=True)
 
 
 def ends_well(process: subprocess.Popen) -> str:
@@ -64,10 +63,10 @@ def plan(cache) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def quiet(plan, tmp_path_factory) -> Path:
+def quiet(cache, tmp_path_factory) -> Path:
     """Give the sweep as one machine does it, undisturbed."""
     directory = tmp_path_factory.mktemp("quiet")
-    execute(plan, directory)
+    ends_well(machine("quiet", cache, directory))
     return directory
 
 
@@ -138,9 +137,9 @@ def test_a_sweep_goes_on_where_its_folder_was_copied(cache, plan, quiet, tmp_pat
     check_as(quiet, there, plan)
 
 
-def test_a_run_held_on_another_machine_is_refused_and_one_given_up_there_is_taken(plan, quiet, tmp_path, monkeypatch):
+def test_a_run_held_on_another_machine_is_refused_and_one_given_up_there_is_taken(plan, tmp_path, monkeypatch):
     run = plan.runs[0]
-    directory = tmp_path / run.name
+    directory, quiet = tmp_path / run.name, train(run.config, tmp_path / "quiet")
     monkeypatch.setattr(leases, "BEAT_SECONDS", 0.1)
     with monkeypatch.context() as there:
         there.setattr(leases, "machine", lambda: "another")
@@ -150,7 +149,7 @@ def test_a_run_held_on_another_machine_is_refused_and_one_given_up_there_is_take
                 train(run.config, directory)
             lease.over.set()  # it beats no more
             monkeypatch.setattr(leases, "LEASE_SECONDS", 0.5)
-            assert train(run.config, directory).loss == losses(quiet)[run.name]
+            assert train(run.config, directory).loss == quiet.loss
 
 
 @pytest.fixture(scope="module")

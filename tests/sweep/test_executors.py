@@ -90,7 +90,7 @@ def is_worker(process: Path, run: str) -> bool:
 
 
 SUBMIT = """
-import pathlib, signal, sys, conftest
+import pathlib, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell may ignore it
 from helpers import forest
 from gptjax.sweep.slurm import Resources, execute

@@ -158,7 +158,6 @@ def test_branches_of_a_trunk_trained_here_come_before_the_next_trunk(cache, tmp_
 
 PROGRAM = """
 import pathlib, signal, sys
-import conftest
 from functools import partial
 from helpers import tiny
 from dataclasses import replace
@@ -180,7 +179,9 @@ def test_ctrl_c_says_what_is_kept_and_leaves_no_process(cache, tmp_path, workers
     script = tmp_path / "program.py"
     script.write_text(PROGRAM)
     command = [sys.executable, str(script), cache, str(tmp_path / "s"), str(workers)]
-    process = subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        command, env=environment(devices=1), stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     wait_for_rows(tmp_path / "s", 1)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it: to all of the group
     _, err = process.communicate(timeout=120)

@@ -52,6 +52,7 @@ def test_matrices_decay_and_norms_and_biases_do_not():
         assert not decays(part), part
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adamw", "muon", "adafactor", "lion"])
 def test_every_optimizer_lowers_the_loss_and_decays_by_axes(name):
     model = MODEL.build()
