@@ -6,7 +6,8 @@ Each alternative (peers.py) has a process of its own and waits there for its tur
 weights, see the same batches, and must agree on the losses of the first steps. FLOPs are the analytic ones of a
 training step, and the limit is what a matmul of the same machine reaches in the same turns. "kept" are alternatives
 with the allocator's settings that we run with (gptjax/jobs/process.py), which they do not have on their own. "products"
-are the matmuls of the step alone, by jax or torch.
+are the matmuls of the step alone, by jax or torch; "plain kernels" our step with every fast kernel turned off
+(gptjax/kernels).
 """
 
 import argparse
@@ -36,7 +37,7 @@ TURN, STEPS = 1.0, 3  # seconds of a turn, about, and its steps at least; as man
 PAUSE = 0.5  # seconds between turns, in which threads that still wait for work from the last one go to sleep
 
 
-def ours(shape: Shape, weights: Path, bfloat16: bool) -> Step:
+def ours(shape: Shape, weights: Path | None, bfloat16: bool, kernels: Any = "fast") -> Step:
     import jax
 
     from gptjax.batch import Batch
@@ -53,12 +54,13 @@ def ours(shape: Shape, weights: Path, bfloat16: bool) -> Step:
         shape.vocab, shape.context, shape.d_model, shape.layers, shape.heads,
         dtype="bfloat16" if bfloat16 else "float32",
     )  # fmt: skip
-    execution = Execution(scan=None if bfloat16 else False)
+    execution = Execution(scan=None if bfloat16 else False, kernels=kernels)
     optim = OptimConfig(b1=BETAS[0], b2=BETAS[1], eps=EPS, weight_decay=DECAY, clip=1.0)
     programs = make_programs(config, execution, optim, Layout(make_mesh(MeshConfig()), Rules()), 0.0, 1)
     state = programs.init(jax.random.key(0))
-    flat, _ = jax.tree.flatten_with_path(state.params)
-    np.savez(weights, **{jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(w) for path, w in flat})
+    if weights:
+        flat, _ = jax.tree.flatten_with_path(state.params)
+        np.savez(weights, **{jax.tree_util.keystr(path, simple=True, separator="."): np.asarray(w) for path, w in flat})
     rate = np.full(1, LR, np.float32)
 
     def step(tokens: np.ndarray, targets: np.ndarray) -> float:
@@ -158,6 +160,8 @@ def serve(name: str, shape: Shape, weights: Path, bfloat16: bool, pipe: Any) -> 
         return
     if name == "ours":
         step = ours(shape, weights, bfloat16)
+    elif name == "plain kernels":
+        step = ours(shape, None, bfloat16, "plain")
     elif name.startswith("torch"):
         if name.endswith("kept"):
             from gptjax.jobs.process import keep_freed_memory

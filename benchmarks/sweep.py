@@ -40,7 +40,7 @@ SMALL_SIZES, SMALL_BUDGETS = (16, 32, 64), (1e11, 2.4e11, 5.5e11)
 OURS = """
 import sys
 from pathlib import Path
-from gptjax.commands.arguments import use_compilation_cache
+from gptjax.jobs.process import use_compilation_cache
 use_compilation_cache()
 from gptjax.sweep.local import execute
 from gptjax.sweep.plan import Plan

@@ -74,11 +74,12 @@ class SaveConfig:
 
 @dataclass(frozen=True)
 class InitFrom:
-    """Begin with what another run has got: its whole state, to go on at that step, or its weights, to begin anew.
+    """Begin with the whole state of another run, to go on at its step, or with weights alone, to begin at step 0.
 
-    `run` is a place: a path from the directory that this run's lies in, or an absolute one. `trajectory` says what is
-    there. Of a state it is the fingerprint of that run but for its length. For weights, which may be a folder of
-    weights too, it is filled in when the run begins (run/initial_weights.py), and a step of 0 is the newest.
+    `run` is the directory of that run, or a folder of weights: a path from the directory in which this run's lies (base
+    of runs/tuned is runs/base), or an absolute one. `trajectory` identifies what is there, so that a fingerprint tells
+    two origins apart. For a state it is the fingerprint of that run at a length of one step. For weights it is filled
+    in when the run begins (run/initial_weights.py), and a step of 0 means the newest.
     """
 
     run: str = field(metadata={"how": True})

@@ -59,7 +59,7 @@ class Rules:
     mlp: MeshAxes = "tensor"  # the width inside the MLP
     hidden: MeshAxes = "tensor"  # any other width inside a layer, as of a recurrent state
     experts: MeshAxes = None  # experts of a layer
-    vocab: MeshAxes = ("tensor", "pipeline")  # ids; without pipeline every stage computes the whole head
+    vocab: MeshAxes = ("tensor", "pipeline")  # ids; the head runs outside the pipeline, so its stages share it
     lora: MeshAxes = None  # the rank of adapters
 
     def __post_init__(self) -> None:
@@ -118,7 +118,7 @@ class Layout:
 
     @property
     def platform(self) -> str:
-        """What the mesh's devices are (cpu, gpu, tpu), which need not be where the program is compiled."""
+        """The platform of the mesh's devices: cpu, gpu or tpu. In a dry run it is not that of this machine."""
         return self.mesh.devices.flat[0].platform
 
 

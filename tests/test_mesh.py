@@ -155,7 +155,7 @@ def test_rules_that_cannot_be_are_refused():
         ),
         ({"mesh": MeshConfig(data=1, tensor=8)}, "not divisible by its 8 mesh parts"),
     ):
-        run = replace(RunConfig(model=LLAMA, execution=padded, batch=8), **changes)
+        run = replace(RunConfig(model=LLAMA, execution=Execution(vocab_multiple=8), batch=8), **changes)
         with pytest.raises(BadInput, match=match):
             check_shapes(run, Layout(make_mesh(run.mesh), run.rules))
 

@@ -133,8 +133,6 @@ def run_fit(args: argparse.Namespace) -> None:
         raise BadInput("--figure draws arms; name the column that tells them apart: --by COLUMN")
     if args.by:
         return run_arms(args, runs, settings)
-    if (args.dir / "arms").is_dir():
-        raise BadInput(f"{args.dir} holds a sweep of several arms; give the folder of one, as {args.dir}/arms/NAME")
     with tqdm(total=args.coverage, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
         law = fit_all(runs, choices_of(args), **settings, done=bar.update)
     require_law(law)

@@ -46,6 +46,9 @@ class Causal:
 
     own_ids, draws = 0, False
 
+    def __post_init__(self) -> None:
+        check_values(self, "data.objective.")
+
     def __call__(self, tokens: Array, predicted: Array, keys: jax.Array | None, vocab_size: int) -> Batch:
         return Batch(tokens[..., :-1], tokens[..., 1:], predicted[..., 1:].astype(np.float32))
 
@@ -57,6 +60,9 @@ class PrefixLM:
     kind: Literal["prefix"] = "prefix"  # the objective
 
     own_ids, draws = 0, True
+
+    def __post_init__(self) -> None:
+        check_values(self, "data.objective.")
 
     def __call__(self, tokens: Array, predicted: Array, keys: jax.Array | None, vocab_size: int) -> Batch:
         T = tokens.shape[-1] - 1

@@ -4,12 +4,10 @@ Plain jax waits for ever on a peer that raised, and aborts in a page of log when
 the coordination service that it lives, and hears from it that another has stopped: one line, an exit code, no hang.
 """
 
-import ctypes
 import itertools
 import json
 import os
 import re
-import signal
 import socket
 import sys
 import threading
@@ -21,9 +19,9 @@ from glob import glob
 from typing import Any, TypeVar
 
 import jax
-from jax._src import distributed  # the service's key-value store has no public name (jax 0.10, 0.11)
 
 from gptjax.errors import BadInput, exit_code_of
+from gptjax.jobs.service import KeyValue, chosen
 
 T = TypeVar("T")
 
@@ -33,12 +31,10 @@ SILENT_SECONDS = float(os.environ.get("GPTJAX_SILENT_SECONDS", 30))  # not heard
 STOPPED = "gptjax/stopped"
 GONE = "it is gone, and with it the job's coordinator"
 
-_turns = itertools.count()
+_service = chosen()
 _calls = itertools.count()
-_notices: Any = None  # jax's manager of preemption notices
 _noticed = threading.Event()
 _ended = threading.Event()  # nothing is left for the watch to say
-_handler: Any = None  # kept from the garbage collector, which does not know that C holds it
 
 
 def join_job(coordinator: str = "", processes: int = 0, process: int = -1) -> None:
@@ -65,13 +61,10 @@ def join_job(coordinator: str = "", processes: int = 0, process: int = -1) -> No
         reason = str(error).partition("\n")[0]
         raise BadInput(f"no job could be joined at {where} ({reason}); check address, port and count") from None
     if several():
-        global _notices  # Orbax would ask it too, counting otherwise than we do, and notices would be lost
-        _notices, distributed.global_state.preemption_sync_manager = (
-            distributed.global_state.preemption_sync_manager,
-            None,
-        )
-        _follow_the_coordinator()
-        threading.Thread(target=_watch, name="watch", daemon=True).start()
+        _service.joined()
+    if several() and isinstance(_service, KeyValue):
+        _service.on_abort(_coordinator_is_gone)
+        threading.Thread(target=_watch, args=(_service,), name="watch", daemon=True).start()
 
 
 def _check_port(address: str) -> None:
@@ -130,31 +123,22 @@ def _number(env: Mapping[str, str], name: str, default: int) -> int:
 
 def several() -> bool:
     """Say whether this process has peers."""
-    return distributed.global_state.client is not None and (distributed.global_state.num_processes or 1) > 1
+    return _service.count > 1
 
 
 def is_first() -> bool:
     """Say whether this is the process that writes."""
-    return not several() or distributed.global_state.process_id == 0
+    return not several() or _service.rank == 0
 
 
 def agree(decide: Callable[[], T]) -> T:
     """Return to every process what `decide` gave on the first, which alone calls it; several: as JSON brings it."""
-    if not several():
-        return decide()
-    key = f"gptjax/agree/{next(_turns)}"
-    if is_first():
-        _client().key_value_set(key, json.dumps(decide()))
-    return json.loads(_wait_for(key))
+    return _service.agree(decide) if several() else decide()
 
 
 def gather(value: Any) -> list[Any]:
     """Return the values of all processes, by process, to each of them; nobody goes on before all have come."""
-    if not several():
-        return [value]
-    key, count = f"gptjax/gather/{next(_turns)}", distributed.global_state.num_processes
-    _client().key_value_set(f"{key}/{distributed.global_state.process_id}", json.dumps(value))
-    return agree(lambda: [json.loads(_wait_for(f"{key}/{i}")) for i in range(count)])
+    return _service.gather(value) if several() else [value]
 
 
 def check_same(value: Any, what: str) -> None:
@@ -192,7 +176,7 @@ def preempted(received: list[int]) -> bool:
     """Say whether to save and stop, from the same call of this on every process; all must ask equally often."""
     if not several():
         return bool(received)
-    if _notices.reached_sync_point(next(_calls)):
+    if _service.preempted(next(_calls)):
         _noticed.set()
     return _noticed.is_set()
 
@@ -206,7 +190,11 @@ def together() -> Iterator[None]:
             print(f"gptjax: {len(counts)} processes with {counts} devices", file=sys.stderr)
         yield
     except BaseException as error:
-        if several() and not (isinstance(error, SystemExit) and error.code in (None, 0, PREEMPTED)):
+        if (
+            several()
+            and _service.watched
+            and not (isinstance(error, SystemExit) and error.code in (None, 0, PREEMPTED))
+        ):
             if _may_be_a_peers(error):
                 time.sleep(3 * SILENT_SECONDS + 30)  # the watch ends this process once it knows which one is gone
             stop(*_verdict(error))
@@ -220,8 +208,9 @@ def _part() -> None:
     if several():
         gather(None)
         _ended.set()
-        next(thread for thread in threading.enumerate() if thread.name == "watch").join()
-        distributed.global_state.preemption_sync_manager = _notices
+        if isinstance(_service, KeyValue):
+            next(thread for thread in threading.enumerate() if thread.name == "watch").join()
+            _service.leaving()
         jax.distributed.shutdown()
 
 
@@ -244,13 +233,14 @@ def _may_be_a_peers(error: BaseException) -> bool:
 def stop(code: int, reason: str) -> None:
     """End this process of several with a line, and by it the others, without waiting for anybody."""
     _ended.set()
-    _announce(distributed.global_state.process_id or 0, code, reason)
+    _announce(_service.rank, code, reason)
     _exit(code, reason)
 
 
 def _announce(process: int, code: int, reason: str) -> None:
-    with suppress(jax.errors.JaxRuntimeError):  # another was first, or the service is gone
-        _client().key_value_set(STOPPED, json.dumps({"process": process, "code": code, "reason": reason}))
+    if isinstance(_service, KeyValue):
+        with suppress(jax.errors.JaxRuntimeError):  # another was first, or the service is gone
+            _service.put(STOPPED, json.dumps({"process": process, "code": code, "reason": reason}))
 
 
 def _exit(code: int, line: str) -> None:
@@ -261,25 +251,24 @@ def _exit(code: int, line: str) -> None:
     os._exit(code)
 
 
-def _watch() -> None:
+def _watch(service: KeyValue) -> None:
     """Beat; on the first process, look for those that do not; on all, leave when one has stopped.
 
     Silence is counted in looks and not by a clock, which goes on when the whole job is suspended.
     """
-    client, state = _client(), distributed.global_state
     heard: dict[str, tuple[str, int]] = {}
     failures = 0
     for beat in itertools.count():
         stopped = None
         try:
-            client.key_value_set(f"gptjax/alive/{state.process_id}", str(beat), allow_overwrite=True)
+            service.put(f"gptjax/alive/{service.rank}", str(beat), again=True)
             if is_first():
-                for key, value in client.key_value_dir_get("gptjax/alive/"):
+                for key, value in service.all_under("gptjax/alive/"):
                     if heard.get(key, ("", 0))[0] != value:
                         heard[key] = (value, beat)
                     elif (beat - heard[key][1]) * BEAT_SECONDS > SILENT_SECONDS:
                         _leave(int(key.rpartition("/")[2]), PREEMPTED, f"not heard of for {SILENT_SECONDS:.0f} s")
-            stopped = json.loads(client.blocking_key_value_get(STOPPED, int(1000 * BEAT_SECONDS)))
+            stopped = json.loads(service.wait(STOPPED, BEAT_SECONDS))
         except jax.errors.JaxRuntimeError as error:
             failures = failures + 1 if "DEADLINE_EXCEEDED" not in str(error) else 0
             if failures == 3:
@@ -300,35 +289,9 @@ def _leave(process: int, code: int, reason: str) -> None:
     _exit(code, f"process {process} stopped: {reason}{hint}")
 
 
-def _follow_the_coordinator() -> None:
-    """When the coordinator's death makes jax abort this process, end with our line and exit code all the same.
-
-    jax (0.10, 0.11) aborts from a thread of its own and takes no callback from Python; the signal is all that is left.
-    """
-    state = distributed.global_state
-    host, _, port = str(state.coordinator_address).rpartition(":")
-
-    def aborted(number: int) -> None:
-        try:
-            socket.create_connection((host, int(port)), timeout=1).close()
-        except OSError:
-            _leave(0, PREEMPTED, GONE)
-
-    global _handler
-    _handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(aborted)
-    if state.process_id:
-        ctypes.CDLL(None).signal(signal.SIGABRT, _handler)
-
-
-def _client() -> Any:
-    return distributed.global_state.client
-
-
-def _wait_for(key: str) -> str:
-    """Read a key that another process will write; if that one dies, the watch ends this process too."""
-    while True:
-        try:
-            return _client().blocking_key_value_get(key, 60_000)
-        except jax.errors.JaxRuntimeError as error:
-            if "DEADLINE_EXCEEDED" not in str(error):
-                raise
+def _coordinator_is_gone(host: str, port: int) -> None:
+    """End with our line and exit code where jax aborts this process because the coordinator is gone."""
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        _leave(0, PREEMPTED, GONE)

@@ -1,7 +1,7 @@
 """What a process of gptjax's own sets for all of itself: memory, compiled programs, other libraries' messages.
 
 Commands and workers of sweeps call this; a library call sets none of it, so that a notebook stays as it is. With
-GPTJAX_PROCESS=plain in the environment, commands set nothing either.
+GPTJAX_SETTLE=0 in the environment, commands set nothing either.
 """
 
 import atexit
@@ -20,7 +20,7 @@ _settled: list[bool] = []
 
 def is_plain() -> bool:
     """Say whether the environment asks that nothing be set."""
-    return os.environ.get("GPTJAX_PROCESS", "") == "plain"
+    return os.environ.get("GPTJAX_SETTLE", "1") == "0"
 
 
 def use_compilation_cache() -> None:

@@ -326,7 +326,9 @@ def saturating(variable: str) -> Form:
 
     def at(theta: Floats) -> SaturatingLaw:
         level, e, exponent = map(float, theta)
-        return SaturatingLaw(variable, float(np.exp(level / exponent)), exponent, float(np.exp(e)))  # type: ignore
+        with np.errstate(over="ignore", divide="ignore"):  # a slope of hardly anything has a scale beyond all numbers
+            scale = float(np.exp(level / np.float64(exponent)))
+        return SaturatingLaw(variable, scale, exponent, float(np.exp(e)))  # type: ignore
 
     return Form(
         f"power law in {variable}", ("scale", "E", "exponent"), (variable,), at, _saturating,

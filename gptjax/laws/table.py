@@ -31,7 +31,9 @@ CONVENTIONS = {  # what N counts, and both in words; C is column flops_NAME, or 
     "appendix_f": ("total", "N = all parameters, C = Hoffmann et al. 2022, App. F"),
     "table_a4": ("total", "N = all parameters, C = the layers of Hoffmann et al. 2022, App. F"),
 }
-GROUPS = ("embedding", "positions", "attention", "mlp", "norm", "head")
+TRANSFORMER = ("embedding", "positions", "attention", "mlp", "norm", "head")
+NOT_OF_LAYERS = ("embedding", "positions", "head")  # groups of parameters; any others are the layers'
+NO_GROUPS = ("padding", "total", "with_head", "non_embedding")  # what columns params_... are besides groups
 RECIPE = ("lr", "batch", "b2")  # what a sweep over one cell varies; batch in sequences
 PAIRED = "loss_se_paired"  # the part of loss_se that runs evaluated on the same windows do not share
 FACTS = (*RECIPE, "steps", "epochs", "bits_per_byte", "budget")
@@ -384,25 +386,32 @@ def _distinct(
     return kept
 
 
+def _has_all_groups(filled: set[str]) -> bool:
+    """Say whether a row's parameters by group can be all that it has: of a transformer's, all six."""
+    known = set(TRANSFORMER) if filled & {"attention", "mlp"} else {"embedding"}
+    return known <= filled and bool(filled - set(NOT_OF_LAYERS))
+
+
 def _counts(kept: list[tuple[str, Row]], tokens: Floats) -> dict[str, Counted]:
     """Count N and C under each convention whose columns are filled in every row (models/gpt_cost.py)."""
 
     def whole(name: str) -> Floats | None:
         if not all(row.get(name) for _, row in kept):
             return None
-        return np.array([_number(row, name, where, zero=name in groups) for where, row in kept])
+        return np.array([_number(row, name, where, zero=name.startswith("params_")) for where, row in kept])
 
-    groups = [f"params_{group}" for group in GROUPS]
-    columns = [whole(name) for name in groups]
+    columns = {name for _, row in kept for name in row if name.startswith("params_")}
+    groups = sorted(columns - {f"params_{name}" for name in NO_GROUPS})
     summed: dict[str, Floats] = {}
-    if all(column is not None for column in columns):
-        embedding, positions, attention, mlp, norm, head = (column for column in columns if column is not None)
-        layers = attention + mlp + norm
-        summed = {
-            "total": embedding + positions + layers + head,
-            "with_head": layers + np.where(head > 0, head, embedding),  # 0 where tied
-            "non_embedding": layers,
-        }
+    if all(_has_all_groups({name.removeprefix("params_") for name in groups if row.get(name)}) for _, row in kept):
+        held = {}
+        for name in groups:  # a family that lacks a group leaves its cell empty
+            held[name] = np.array([_number(r, name, where, zero=True) if r.get(name) else 0.0 for where, r in kept])
+        outer = {name: held.get(f"params_{name}", np.zeros(len(kept))) for name in NOT_OF_LAYERS}
+        total = np.sum(list(held.values()), axis=0)
+        layers = total - sum(outer.values())
+        head = np.where(outer["head"] > 0, outer["head"], outer["embedding"])  # 0 where tied
+        summed = {"total": total, "with_head": layers + head, "non_embedding": layers}
     counts: dict[str, Counted] = {}
     for name, (what, _) in CONVENTIONS.items():
         n, c = whole(f"params_{what}"), whole(f"flops_{name}")

@@ -18,9 +18,9 @@ Held = tuple[jax.Array, jax.Array]  # a layer's keys and values, (B, G, S, K): i
 class Cache:
     """Keys and values by column. Rows may begin later than column 0, so that prompts of all lengths end together."""
 
-    layers: tuple[Held, ...]  # arrays of their own: each is updated in place, and none is copied to be read
+    layers: tuple[Held, ...]  # arrays for each layer and not one for all: XLA updates them in place
     first_B: jax.Array  # the column of each row's first token
-    filled: jax.Array  # columns that are
+    filled: jax.Array  # how many columns are written
 
     def positions(self, T: int) -> jax.Array:
         """Return the positions of the next T tokens in their rows, (B, T)."""

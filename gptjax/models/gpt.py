@@ -22,7 +22,7 @@ from gptjax.kernels.matmul import matmul
 from gptjax.models import gpt_cost
 from gptjax.models.cache import Cache, Held, empty_cache
 from gptjax.models.cost import Cost
-from gptjax.models.layers import MLP, Attention, Linear, Norm
+from gptjax.models.layers import ACTIVATIONS, MLP, Attention, Linear, Norm
 from gptjax.models.model import Decoder, Hidden, Model, Scales
 from gptjax.models.stack import Losses, run_stack, unstacked
 from gptjax.params import Init, Params, functions_of, normal, param, stack
@@ -48,7 +48,7 @@ class GPTConfig:
     positions: Literal["learned", "rope", "none"] = "learned"  # how positions are told
     rope_theta: float = 10000.0  # base of the rotary wavelengths
     rope_scaling: tuple[float, float, float, int] | None = None  # LLaMA 3.1: factor, low, high, tokens
-    activation: Literal["gelu", "gelu_exact", "relu", "silu"] = "gelu"  # the MLP's nonlinearity
+    activation: str = "gelu"  # the MLP's nonlinearity: gelu (its tanh form), gelu_exact, relu or silu
     gated: bool = False  # multiply the activation by a second projection; with silu: SwiGLU
     tied: bool = True  # use the embedding, transposed, as the head
     qk_norm: bool = False  # normalize queries and keys in each head
@@ -66,6 +66,9 @@ class GPTConfig:
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.activation not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise BadInput(f"activation = {self.activation!r} is not one of {known}; gptjax config names all fields")
         sizes = ("n_kv_heads", "d_head", "d_mlp", "mup_width", "mup_depth")
         for name in (*sizes, "init_std", "logit_cap", "norm_eps"):
             if getattr(self, name) < 0:

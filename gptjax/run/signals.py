@@ -12,7 +12,7 @@ from gptjax.jobs.hosts import several
 
 @contextmanager
 def catch_sigterm() -> Iterator[list[int]]:
-    """Collect SIGTERM in a list, for a loop to look at between steps; a collector around this one hears it too.
+    """Collect SIGTERM in a list, for a loop to look at between steps; a collector outside this one is told as well.
 
     Who was told to stop is about to end: signals that come after the first do not disturb it, and its exit code stands.
     They are taken by a handler, since programs that it starts would inherit that they are ignored.

@@ -10,7 +10,7 @@ from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from gptjax.errors import BadInput
 from gptjax.fingerprint import fingerprint
 from gptjax.jobs import storage
 from gptjax.jobs.hosts import agree, is_first, preempted
-from gptjax.jobs.leases import Lease, confirm
+from gptjax.jobs.leases import Lease, Lost, confirm
 from gptjax.run.checkpoint import damage
 from gptjax.run.loop import PREEMPTED, Preempted, Run
 from gptjax.run.signals import catch_sigterm
@@ -243,12 +243,17 @@ def finish(
 ) -> None:
     """Train runs and write their rows; the first process of the job holds their leases."""
     places = directory / "runs"
-    ready = [run for run in planned if not _lacks_its_trunk(run, ledger, directory)]
     with ExitStack() as opened:
-        runs = [
-            opened.enter_context(Run(run.config, places / run.name, terminated, bar=False, lease=leases.get(run.name)))
-            for run in ready
-        ]
+        ready: list[PlannedRun] = []
+        runs: list[Run] = []
+        for run in planned:
+            if _lacks_its_trunk(run, ledger, directory):
+                continue
+            opened.enter_context(suppress(Lost))  # a run that another process has taken over is left to it
+            with suppress(Lost):
+                place, lease = places / run.name, leases.get(run.name)
+                runs.append(opened.enter_context(Run(run.config, place, terminated, bar=False, lease=lease)))
+                ready.append(run)
 
         def write_row(i: int) -> None:
             run, result, c = ready[i], runs[i].result, ready[i].config

@@ -78,7 +78,7 @@ def train_together(runs: Sequence[Run], ended: Callable[[int], None]) -> None:
                     runs[i].took(calls[i], state, metrics)
                     settle(i)
                 except SystemExit as error:
-                    del left[i]
+                    left.pop(i, None)
                     exits += [] if isinstance(error, Lost) else [error]
     if exits:
         raise exits[0]

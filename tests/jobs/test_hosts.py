@@ -19,6 +19,7 @@ from gptjax.run.metrics import read_metrics
 RUN = """
 from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.loader import DataConfig, Source
+from gptjax.data.objectives import Masked
 from gptjax.execution import Execution
 from gptjax.models.gpt import GPTConfig
 from gptjax.sharding import MeshConfig
@@ -122,10 +123,23 @@ def assert_same_curve(ours, theirs):
     np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=2e-5)
 
 
-def test_two_processes_give_the_curve_of_one(file, tmp_path, alone):
+@pytest.mark.parametrize("service", ["", "public"])
+def test_two_processes_give_the_curve_of_one(service, file, tmp_path, alone, monkeypatch):
+    """Over jax's own key-value store, and by public functions of jax alone."""
+    monkeypatch.setenv("GPTJAX_JOBS", service)
     ends = Job(file, tmp_path / "run", 2).end()
     assert ends == [(0, "gptjax: 2 processes with [4, 4] devices"), (0, "")]
     assert_same_curve(curve(tmp_path / "run"), alone)
+
+
+def test_what_is_drawn_is_the_same_in_any_number_of_processes(file, tmp_path):
+    """Each draws the masks of its own rows, and all draw those of a process that has every row."""
+    text = file.read_text().replace("vocab_size=257", "vocab_size=258").replace("steps=60", "steps=12")
+    masked = file.with_name("masked.py")
+    masked.write_text(text.replace('tokenizer="bytes"', 'tokenizer="bytes", objective=Masked()'))
+    for processes in (1, 2):
+        assert [code for code, _ in Job(masked, tmp_path / str(processes), processes).end()] == [0] * processes
+    assert_same_curve(curve(tmp_path / "2"), curve(tmp_path / "1"))
 
 
 def test_one_of_four_is_killed_and_two_continue_the_curve(file, tmp_path, alone):

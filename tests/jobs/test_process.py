@@ -64,9 +64,9 @@ print(process.keep_freed_memory.cache_info().currsize, sys.unraisablehook is sys
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("settled", "plain", "expected"), [(False, "", "0 True"), (True, "", "1 False"), (True, "plain", "0 True")]
+    ("settled", "asked", "expected"), [(False, "1", "0 True"), (True, "1", "1 False"), (True, "0", "0 True")]
 )
-def test_only_commands_set_what_holds_for_the_whole_process(settled, plain, expected):
-    env = environment(devices=1, GPTJAX_PROCESS=plain)
+def test_only_commands_set_what_holds_for_the_whole_process(settled, asked, expected):
+    env = environment(devices=1, GPTJAX_SETTLE=asked)
     done = subprocess.run([sys.executable, "-c", CALL.format(settled=settled)], capture_output=True, text=True, env=env)
     assert done.stdout.strip() == expected, done.stderr

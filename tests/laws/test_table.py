@@ -337,3 +337,19 @@ def test_a_parquet_file_whose_names_or_values_are_not_utf8_is_refused_in_one_lin
         with pytest.raises(BadInput, match=r"runs\.parquet cannot be read \(.*; give a parquet or CSV") as error:
             read_runs(path)
         assert "\n" not in str(error.value)
+
+
+def test_groups_of_any_family_are_counted_and_a_transformer_lacks_none(tmp_path):
+    """Arms of two families: a cell that a family has no use for is empty."""
+    header = (
+        "arm,params,tokens,loss,params_embedding,params_positions,params_attention,params_mlp,params_norm,params_head"
+    )
+    rows = [f"gpt,{n},{40 * n},3.{i},1000,0,{n - 2000},900,100,0," for i, n in enumerate((9000, 20000, 40000))]
+    rows += [f"lstm,{n},{40 * n},3.{i + 3},1000,,,,,500,{n - 1500}" for i, n in enumerate((9000, 20000, 40000))]
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join([header + ",params_recurrent", *rows]) + "\n")
+    runs = read_runs(path)
+    np.testing.assert_array_equal(runs.counted("6n_total").params, [9000, 20000, 40000] * 2)
+    np.testing.assert_array_equal(runs.counted("6n_non_embedding").params, [8000, 19000, 39000, 7500, 18500, 38500])
+    path.write_text("\n".join([header, *(row.replace(",900,", ",,").removesuffix(",") for row in rows[:3])]) + "\n")
+    assert "6n_with_head" not in read_runs(path).counts

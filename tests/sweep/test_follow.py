@@ -161,7 +161,7 @@ import pathlib, signal, sys
 from functools import partial
 from helpers import tiny
 from dataclasses import replace
-from gptjax.cli import ending
+from gptjax.errors import exit_code_of
 from gptjax.sweep.local import execute
 from gptjax.sweep.loop import run_sweep
 if __name__ == "__main__":
@@ -170,7 +170,7 @@ if __name__ == "__main__":
     try:
         run_sweep(sweep, pathlib.Path(sys.argv[2]), partial(execute, workers=sweep.workers))
     except KeyboardInterrupt as error:
-        sys.exit(ending(error)[0])
+        sys.exit(exit_code_of(error)[0])
 """
 
 
