@@ -23,6 +23,7 @@ def run_file(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_fit_writes_the_promised_keys(capsys, tmp_path):
     (tmp_path / "t.csv").write_text(TABLE)
     code, out, _ = call(capsys, "fit", tmp_path / "t.csv", "--json", tmp_path / "law.json")
@@ -68,6 +69,7 @@ def test_rows_that_give_no_law_are_one_line(capsys, tmp_path, keep, words):
     assert words in line and not (tmp_path / "law.json").exists()
 
 
+@pytest.mark.slow
 def test_a_law_is_fitted_as_chosen_predicts_and_is_scored(capsys, tmp_path):
     (tmp_path / "t.csv").write_text(TABLE)
     law = tmp_path / "law.json"

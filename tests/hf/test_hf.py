@@ -117,6 +117,7 @@ def test_an_export_that_says_something_else_is_not_kept(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_the_command_line_exports_and_imports(dtype, tmp_path, capsys):
     params = saved_run(tmp_path / "run", LLAMA)

@@ -38,6 +38,7 @@ def law() -> dict:
     return fit_all(RUNS, Choices(bootstrap=200), tables=False).to_json()
 
 
+@pytest.mark.slow
 def test_each_question_finds_the_planted_optimum_within_its_interval(law):
     best, f = LAW.optimum(flops=1e13), forecaster(Analysis.from_json(law))
     for name in ("flops", "params", "tokens", "loss"):

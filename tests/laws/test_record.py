@@ -38,6 +38,7 @@ def test_what_is_written_is_read_back(content):
     assert Analysis.from_json(json.loads(json.dumps(few, allow_nan=False))).to_json() == few
 
 
+@pytest.mark.slow
 def test_coefficients_stand_beside_the_other_keys_as_they_always_have(content):
     fit = content["approaches"]["parametric"]
     for name, each in fit["coefficients"].items():

@@ -227,6 +227,7 @@ def test_curves_are_read_in_order_and_belong_to_one_size(tmp_path):
         read_curves(write(tmp_path, header + "a,1e6,2e8,12e14,3\na,2e6,1e8,12e14,3\n"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_the_order_of_the_rows_changes_no_fit(tmp_path, seed):
     law = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)
@@ -301,6 +302,7 @@ SIZES = st.sampled_from([1e6, 1.0000001e6, 3e6, 1e8, 1e10])
 ROWS = st.lists(st.tuples(SIZES, SIZES, st.sampled_from([2.0, 2.0000001, 3.0, 5.5])), min_size=1, max_size=9)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(ROWS)
 def test_any_small_table_gives_a_law_or_a_line(rows):

@@ -151,7 +151,7 @@ def test_a_rule_is_refused_with_its_size_and_its_value(sweep):
         BadInput, match=r"lr gives -0.5 at size d8 \(N = [\d,]+, D = .*must give a finite number above 0"
     ):
         make_plan(replace(sweep, lr=lambda n, d: 0.01 if n < 2900 else -0.5))
-    with pytest.raises(BadInput, match=r"lr at size d4.*fails with KeyError: 'd4' \(test_sweep.py:\d+\)"):
+    with pytest.raises(BadInput, match=r"lr at size d4.*fails with KeyError: 'd4' \(test_plan.py:\d+\)"):
         make_plan(replace(sweep, lr=lambda n, d: {}["d4"]))
     for bad in ({"flops_per_second": 0.0}, {"flops_per_second": math.inf}, {"seconds_per_run": -1.0}):
         with pytest.raises(BadInput, match=next(iter(bad))):

@@ -84,6 +84,7 @@ def test_every_optimizer_lowers_the_loss_and_decays_by_axes(name):
     assert losses[-1] < losses[0] - 0.3, losses
 
 
+@pytest.mark.slow
 def test_muon_takes_the_matrices_of_layers_only():
     model = MODEL.build()
     params = jax.jit(model.init)(jax.random.key(0))
