@@ -31,7 +31,7 @@ def run():
         execution=Execution(vocab_multiple=8),
         data=DataConfig((Source("markov:states=4,documents=200,length=600"),), tokenizer="bytes", cache=CACHE),
         optim=OptimConfig(lr=2e-2, warmup=4), batch=8, steps=STEPS, steps_per_call=4, log_every=4,
-        evaluate=EvalConfig(sequences=32, batch=8, every=20), save=SaveConfig(every=20), trackers=(),
+        evaluate=EvalConfig(sequences=32, batch=8, every=12), save=SaveConfig(every=12), trackers=(),
         mesh=MeshConfig(data=2, fsdp=2, tensor=2),
     )
 """
@@ -100,8 +100,8 @@ class Job:
 def file(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hosts")
     path = folder / "run.py"
-    path.write_text(RUN.replace("CACHE", repr(str(folder / "cache"))).replace("STEPS", "60"))
-    (folder / "long.py").write_text(path.read_text().replace("steps=60", "steps=4000"))
+    path.write_text(RUN.replace("CACHE", repr(str(folder / "cache"))).replace("STEPS", "28"))
+    (folder / "long.py").write_text(path.read_text().replace("steps=28", "steps=4000"))
     return path
 
 
@@ -134,7 +134,7 @@ def test_two_processes_give_the_curve_of_one(service, file, tmp_path, alone, mon
 
 def test_what_is_drawn_is_the_same_in_any_number_of_processes(file, tmp_path):
     """Each draws the masks of its own rows, and all draw those of a process that has every row."""
-    text = file.read_text().replace("vocab_size=257", "vocab_size=258").replace("steps=60", "steps=12")
+    text = file.read_text().replace("vocab_size=257", "vocab_size=258").replace("steps=28", "steps=12")
     masked = file.with_name("masked.py")
     masked.write_text(text.replace('tokenizer="bytes"', 'tokenizer="bytes", objective=Masked()'))
     for processes in (1, 2):
@@ -144,11 +144,11 @@ def test_what_is_drawn_is_the_same_in_any_number_of_processes(file, tmp_path):
 
 def test_one_of_four_is_killed_and_two_continue_the_curve(file, tmp_path, alone):
     job = Job(file, tmp_path / "run", 4)
-    job.until(24)
-    until(lambda: (tmp_path / "run" / "checkpoints" / "seals" / "20.json").is_file())
+    job.until(16)
+    until(lambda: (tmp_path / "run" / "checkpoints" / "seals" / "12.json").is_file())
     job.processes[2].kill()
     ends = job.end()
-    before = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["step"] <= 20]
+    before = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if line["step"] <= 12]
     assert ends[2][0] == -signal.SIGKILL
     for code, errors in ends[:2] + ends[3:]:
         assert code == PREEMPTED

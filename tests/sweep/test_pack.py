@@ -73,6 +73,16 @@ def three(config):
     return {"first": config, "rate": rate, "short": replace(config, seed=2, steps=24)}
 
 
+def one_by_one(runs, directory):
+    """Train each by itself; return where that was, and the results."""
+    return directory, [train(c, directory / name) for name, c in runs.items()]
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory):
+    return one_by_one(three(config), tmp_path_factory.mktemp("alone"))
+
+
 def together(runs, directory):
     with catch_sigterm() as told, ExitStack() as stack:
         opened = [stack.enter_context(Run(c, directory / name, told)) for name, c in runs.items()]
@@ -85,50 +95,46 @@ def losses(directory):
     return [(line["step"], line["train/loss"]) for line in lines if "train/loss" in line]
 
 
-def assert_alike(directory, name):
-    ours, theirs = np.array(losses(directory / "together" / name)), np.array(losses(directory / "alone" / name))
+def assert_alike(one, other):
+    ours, theirs = np.array(losses(one)), np.array(losses(other))
     np.testing.assert_array_equal(ours[:, 0], theirs[:, 0])
     np.testing.assert_allclose(ours[:, 1], theirs[:, 1], rtol=2e-5)
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(), MeshConfig(data=2, fsdp=2, tensor=2)], ids=str)
-def test_a_pack_gives_what_its_runs_give_alone(config, tmp_path, measured, mesh):
+def test_a_pack_gives_what_its_runs_give_alone(config, alone, tmp_path, measured, mesh):
     runs = three(replace(config, mesh=mesh))
-    alone = [train(c, tmp_path / "alone" / name) for name, c in runs.items()]
+    where, expected = alone if mesh == config.mesh else one_by_one(runs, tmp_path / "alone")
     made = measured(FASTER)
     packed = together(runs, tmp_path / "together")
     assert made == 10 * [3]  # the short run, ended after 6 calls of 4 steps, keeps its place
-    for ours, theirs, (name, c) in zip(packed, alone, runs.items(), strict=True):
+    for ours, theirs, (name, c) in zip(packed, expected, runs.items(), strict=True):
         assert ours.loss == pytest.approx(theirs.loss, rel=2e-5)
         assert (ours.steps, ours.tokens, ours.seed) == (theirs.steps, theirs.tokens, c.seed)
-        assert_alike(tmp_path, name)
+        assert_alike(tmp_path / "together" / name, where / name)
     assert len({r.loss for r in packed}) == 3
 
 
-def test_where_a_pack_is_slower_each_runs_alone_bit_for_bit(config, tmp_path, measured):
-    runs = three(config)
-    alone = [train(c, tmp_path / "alone" / name) for name, c in runs.items()]
+def test_where_a_pack_is_slower_each_runs_alone_bit_for_bit(config, alone, tmp_path, measured):
+    runs, (where, expected) = three(config), alone
     made = measured(SLOWER)
-    one_by_one = together(runs, tmp_path / "together")
+    found = together(runs, tmp_path)
     assert set(made) == {1}
     for name in runs:
-        assert losses(tmp_path / "together" / name) == losses(tmp_path / "alone" / name)
-    assert [r.loss for r in one_by_one] == [r.loss for r in alone]
+        assert losses(tmp_path / name) == losses(where / name)
+    assert [r.loss for r in found] == [r.loss for r in expected]
 
 
-def test_one_that_diverges_fails_and_leaves_the_others_alone(config, tmp_path, measured):
+def test_one_that_diverges_fails_and_leaves_the_others_alone(config, alone, tmp_path, measured):
     lost = replace(config, seed=3, optim=replace(config.optim, lr=1e6))
-    alone = train(config, tmp_path / "alone" / "first")
     made = measured(FASTER)
     good, bad = together({"first": config, "lost": lost}, tmp_path / "together")
-    assert good.loss == pytest.approx(alone.loss, rel=2e-5)
+    assert good.loss == pytest.approx(alone[1][0].loss, rel=2e-5)
     assert bad.status == "failed" and "training loss" in bad.reason and 2 in made
 
 
-def test_a_stopped_pack_saves_every_run_and_goes_on(config, tmp_path, measured, monkeypatch):
+def test_a_stopped_pack_saves_every_run_and_goes_on(config, alone, tmp_path, measured, monkeypatch):
     runs = three(config)
-    for name, c in runs.items():
-        train(c, tmp_path / "alone" / name)
     measured(FASTER)
     flush = pack.Pack.answer
 
@@ -147,7 +153,7 @@ def test_a_stopped_pack_saves_every_run_and_goes_on(config, tmp_path, measured, 
         assert losses(tmp_path / "together" / name)[-1][0] == 12
     together(runs, tmp_path / "together")
     for name in runs:
-        assert_alike(tmp_path, name)
+        assert_alike(tmp_path / "together" / name, alone[0] / name)
 
 
 def test_an_error_in_one_stops_all_at_once(config, tmp_path, measured):
