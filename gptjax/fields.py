@@ -68,7 +68,12 @@ def wrong(value: Any, kind: Any, whole: range = COUNTS) -> str:
         return "" if _is_hashable(value) else f"must be {in_words(kind)}"
     if kind is Callable or origin is not None:
         return "" if callable(value) else "must be a function"
-    return f"must be {in_words(kind)}" if isinstance(kind, type) and not isinstance(value, kind) else ""
+    if not isinstance(kind, type) or isinstance(value, kind):
+        return ""
+    members = [name for name in vars(kind) if not name.startswith("_")] if getattr(kind, "_is_protocol", False) else []
+    lacking = [name for name in members if not hasattr(value, name)]
+    lacks = f", and lacks {', '.join(lacking)}" if 0 < len(lacking) < len(members) else ""
+    return f"must be {in_words(kind)}{lacks}"
 
 
 def _power(bound: int) -> str:

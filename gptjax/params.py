@@ -59,7 +59,8 @@ def functions_of(
     """
     graph, state = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(0))))
     axes = nnx.to_pure_dict(jax.tree.map(lambda v: v.axes, state, is_leaf=_is_variable))
-    shapes = nnx.to_pure_dict(state)  # no arrays: what reads a weight that was not given fails
+    # Shapes stand in for weights that a call is not given. They are no arrays, so a method that reads one fails.
+    shapes = nnx.to_pure_dict(state)
 
     def call(params: Params, *inputs: Any, method: str = "__call__") -> Any:
         return getattr(nnx.merge(graph, nnx.State(united(shapes, params))), method)(*inputs)
@@ -82,7 +83,8 @@ WIDTHS = ("embed", "heads", "kv_heads", "head", "mlp", "hidden")  # axes that wi
 def sides(axes: Axes) -> tuple[tuple[int, ...], ...]:
     """Return the axes of each side of a weight by their places: a matrix has two, its input and its output.
 
-    Axes that make a weight many belong to neither, and the width of a head to the side of its heads.
+    ("layers", "embed", "heads", "head") gives ((1,), (2, 3)): layers and experts are on neither side, and the width of
+    a head is on the side of its heads.
     """
     found: list[tuple[int, ...]] = []
     for i, axis in enumerate(axes):

@@ -22,7 +22,7 @@ from flax import nnx
 from gptjax.batch import Batch
 from gptjax.config import EvalConfig, RunConfig, SaveConfig, from_json, to_json
 from gptjax.data.loader import DataConfig, Source
-from gptjax.data.objectives import OBJECTIVES
+from gptjax.data.objectives import OBJECTIVES, PrefixLM, Reading
 from gptjax.errors import BadInput
 from gptjax.estimate.footprint import footprint
 from gptjax.execution import DEFAULT_EXECUTION, Execution
@@ -36,6 +36,7 @@ from gptjax.models.gpt import GPTConfig
 from gptjax.models.model import Decoder, Hidden, Model, Scales
 from gptjax.models.stack import run_stack
 from gptjax.params import constant, functions_of, normal, param, stack
+from gptjax.run.checks import check_shapes
 from gptjax.run.export import export
 from gptjax.run.loop import Preempted, train
 from gptjax.run.metrics import read_metrics
@@ -167,6 +168,7 @@ def built(c: RecurrenceConfig, execution: Execution) -> Model:
         hidden=lambda params, batch: Hidden(*call(params, batch.inputs, method="hidden")),
         readout=lambda head, x: call(head, x, method="logits"),
         read_by=("readout",),
+        reads=(),
         decoder=Decoder(start, stepper),
     )
 
@@ -294,6 +296,37 @@ def test_every_weight_that_the_head_reads_has_its_gradient_however_many_parts(co
     assert optax.tree.norm(optax.tree.sub(whole, in_parts)) < 1e-4 * optax.tree.norm(whole)
     with pytest.raises(Exception, match="ShapeDtypeStruct"):
         replace(model, read_by=("readout.kernel",)).logits(params, batch)
+
+
+def test_what_a_family_would_not_heed_is_refused(config):
+    layout = Layout(make_mesh(MeshConfig()), Rules())
+    for data, match in (
+        (replace(config.data, separate_documents=True), "does not heed segments, which data.separate_documents needs"),
+        (replace(config.data, objective=PrefixLM()), "does not heed prefix, which objective 'prefix' needs"),
+    ):
+        with pytest.raises(BadInput, match=match):
+            check_shapes(replace(config, data=data), layout)
+    FAMILIES["recurrence"] = GPTConfig
+    try:
+        with pytest.raises(BadInput, match="no row of FAMILIES says that 'recurrence' is RecurrenceConfig; add FAM"):
+            check_shapes(config, layout)
+    finally:
+        FAMILIES["recurrence"] = RecurrenceConfig
+    with pytest.raises(BadInput, match=r"must be a ModelConfig, and lacks .*build"):
+        replace(config, model=MeshConfig())
+
+
+def test_an_objective_of_other_shapes_is_refused():
+    @dataclass(frozen=True)
+    class Two:
+        kind: str = "two"
+        own_ids, draws = 0, False
+
+        def __call__(self, tokens, predicted, keys, vocab_size) -> Batch:
+            return Batch(tokens[..., :-2], tokens[..., 2:], predicted[..., 2:].astype(np.float32))
+
+    with pytest.raises(BadInput, match=r"'two' makes inputs, targets and weights .* of windows"):
+        Reading(Two(), 0, 9)(np.ones((2, 8), np.int32), np.zeros((2, 2), np.uint32), 0)
 
 
 def test_matrices_decay_and_biases_do_not(config):

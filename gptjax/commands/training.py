@@ -16,6 +16,9 @@ from gptjax.jobs.process import settle, use_compilation_cache
 if TYPE_CHECKING:
     from gptjax.sweep.execute import Executor
 
+# Besides this machine's own: a module with `execute(plan, directory, resources)` and `Resources`, and what it needs.
+EXECUTORS = {"slurm": ("gptjax.sweep.slurm", "submitit"), "ray": ("gptjax.sweep.on_ray", "ray")}
+
 
 def add(verb: Verb) -> None:
     data = verb("data", run_data, "tokenize a corpus into a token store")
@@ -39,7 +42,7 @@ def add(verb: Verb) -> None:
     sweep.add_argument("--dir", type=directory, help="default: runs/ and the file's name; may be gs://BUCKET/PATH")
     sweep.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     sweep.add_argument("--topology", help="with --dry-run: say which runs fit hardware you do not have, as v5p:4x4x4")
-    sweep.add_argument("--executor", default="local", choices=("local", "slurm", "ray"), help="what runs the training")
+    sweep.add_argument("--executor", default="local", choices=("local", *EXECUTORS), help="what runs the training")
     sweep.add_argument("--workers", type=int, help="processes on this machine (default: the sweep's)")
     resource = "what each run asks slurm or ray for, as minutes=120"
     sweep.add_argument("--resource", action="append", default=[], metavar="KEY=VALUE", help=resource)
@@ -165,10 +168,10 @@ def executor(args: argparse.Namespace, workers: int, pack: int) -> "Executor":
         return partial(execute, workers=workers, pack=pack)
     if args.workers is not None:
         raise BadInput(f"--workers {args.workers} is for --executor local; {args.executor} takes --resource")
-    package = {"slurm": "submitit", "ray": "ray"}[args.executor]
+    module, package = EXECUTORS[args.executor]
     if importlib.util.find_spec(package) is None:
         raise BadInput(f"executor {args.executor} needs {package}; make install EXTRAS=test,{args.executor}")
-    engine = importlib.import_module({"slurm": "gptjax.sweep.slurm", "ray": "gptjax.sweep.on_ray"}[args.executor])
+    engine = importlib.import_module(module)
     from gptjax.config import override
 
     try:

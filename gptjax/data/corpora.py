@@ -12,7 +12,7 @@ import string
 import sysconfig
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from hashlib import blake2b
 from pathlib import Path
@@ -29,7 +29,13 @@ Split = Literal["train", "validation"]
 VALIDATION_BELOW = bytes([4])  # of 256: documents whose hash begins with a smaller byte, about 1 in 64
 
 PAIRS = "pairs:"
-SOURCES = re.compile("hf:|markov$|markov:")  # names of what is no files
+# What reads a corpus that is no files, by its name, or by how its name begins where that ends in a colon.
+READERS: dict[str, Callable[[str], Iterator[bytes]]] = {
+    "python": lambda name: _read_python(),
+    "hf:": lambda name: _read_hugging_face(name),
+    "markov": lambda name: _read_markov(_parse_markov(name)),
+    "markov:": lambda name: _read_markov(_parse_markov(name)),
+}
 HUGGING_FACE = re.compile(r"hf:((?:[\w.-]+/)?[\w.-]+)(?::([^:]*))?(?::([^:]*))?")
 
 # Tests are mostly tables of expected values; gptjax itself would change the corpus with every edit.
@@ -120,11 +126,15 @@ def read_corpus(name: str) -> Iterator[bytes]:
     """Return the documents of a corpus, in a fixed order; BadInput if there is no such corpus."""
     if files := corpus_files(name):
         return read(files.checked(), _pair_of if is_pairs(name) else _text_of)
-    if name == "python":
-        return _read_python()
-    if name.startswith("hf:"):
-        return _read_hugging_face(name)
-    return _read_markov(_parse_markov(name))
+    reader = reader_of(name)
+    assert reader is not None
+    return reader(name)
+
+
+def reader_of(name: str) -> Callable[[str], Iterator[bytes]] | None:
+    """Return what reads a corpus that is no files; None for the names of files."""
+    begin = name.partition(":")[0] + ":" if ":" in name else name
+    return READERS.get(begin)
 
 
 # ---- this machine's Python
@@ -158,7 +168,7 @@ def _is_written_by_hand(text: bytes) -> bool:
 
 def corpus_files(name: str) -> Files | None:
     """Find the files that a corpus is read from; None if it is no files, BadInput if there are none of that name."""
-    if name == "python" or SOURCES.match(name):
+    if reader_of(name):
         return None
     if not is_pairs(name):
         return find(name)

@@ -34,7 +34,8 @@ class Objective(Protocol):
     def __call__(self, tokens: Array, predicted: Array, keys: jax.Array | None, vocab_size: int) -> Batch:
         """Make a batch (..., T) without segments of windows (..., T + 1), and of which of their tokens count.
 
-        The objective's own ids begin at `vocab_size`. One that draws is given jax's arrays of N rows.
+        The objective's own ids begin at `vocab_size`. One that draws is given jax's arrays of N rows. Another is given
+        numpy's or jax's, and asks them for functions: `tokens.__array_namespace__()`.
         """
 
 
@@ -149,6 +150,12 @@ class Reading:
         read_only = windows >= self.vocab_size
         tokens = windows - self.vocab_size * read_only.astype(np.int32)
         batch = self.objective(tokens, ~read_only, keys, self.vocab_size)
+        if not batch.inputs.shape == batch.targets.shape == batch.weights.shape == tokens[..., :-1].shape:
+            shapes = ", ".join(str(x.shape) for x in (batch.inputs, batch.targets, batch.weights))
+            raise BadInput(
+                f"objective {self.objective.kind!r} makes inputs, targets and weights {shapes} of windows "
+                f"{tokens.shape}; each must be one shorter than the windows"
+            )
         if not self.separate_documents:
             return batch
         xp = windows.__array_namespace__()

@@ -101,7 +101,8 @@ AFN = {"gelu": "gelu", "relu": "relu", "silu": "silu"}  # GPT-1's names: its gel
 
 def activation_named(ours: str, names: dict[str, str]) -> str:
     if ours not in names:
-        raise BadInput(f"activation {ours!r} is none of {', '.join(names)}, and transformers is asked for one of those")
+        known = ", ".join(names)
+        raise BadInput(f"activation {ours!r} has no name in transformers, as {known} have; use --format orbax")
     return names[ours]
 
 

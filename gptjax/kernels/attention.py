@@ -10,7 +10,7 @@ from gptjax.errors import BadInput
 from gptjax.execution import Kernel
 from gptjax.kernels.blocks import attend_in_blocks
 from gptjax.kernels.choice import target
-from gptjax.kernels.mask import CausalMask, Mask, PrefixMask, WindowMask
+from gptjax.kernels.mask import CausalMask, FullMask, Mask, PrefixMask, WindowMask
 from gptjax.kernels.ring import ring_attend
 from gptjax.sharding import current, parts
 
@@ -81,8 +81,12 @@ def plain_attention(
 
 
 def _visible(mask: Mask, T: int, S: int, segments: tuple[jax.Array, jax.Array] | None) -> jax.Array | None:
-    """Return what XLA and cuDNN are not told in words, (B, 1, T, S): segments and prefixes; None is all."""
-    visible = mask.visible(jnp.arange(T), jnp.arange(S))[:, None] if isinstance(mask, PrefixMask) else None
+    """Return what XLA and cuDNN are to be told by an array, (B or 1, 1, T, S); None is nothing.
+
+    Causal, full and window masks they know by name; of any other mask, and of segments, they are told each pair.
+    """
+    known = isinstance(mask, CausalMask | FullMask | WindowMask)
+    visible = None if known else mask.visible(jnp.arange(T), jnp.arange(S)).reshape(-1, 1, T, S)
     if segments is None:
         return visible
     same = (segments[0][:, :, None] == segments[1][:, None, :])[:, None]

@@ -64,7 +64,7 @@ def _same_sizes(runs: Runs, choices: Choices, varied: Choices) -> bool:
 
 def _variations(runs: Runs, choices: Choices) -> Iterator[tuple[str, tuple[str, ...], Choices]]:
     """List what may be chosen otherwise: its label, the approaches it concerns, and the choices."""
-    every = ("isoflop", "parametric", "envelope")
+    every = tuple(BY_NAME)
     yield "as chosen", every, choices
     for name in runs.conventions:
         if name != choices.convention:

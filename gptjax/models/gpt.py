@@ -148,8 +148,11 @@ class GPTConfig:
             raise BadInput("execution.attention = cudnn cannot split positions; use auto, or a mesh with context = 1")
 
     def unseen(self, other: Any) -> tuple[str, ...]:
-        """Name what no weight's shape shows. dtype, initialization and a context that the positions allow are free."""
-        stretched = self.positions == "rope" and self.context <= other.context  # else rope may be rescaled to reach on
+        """Name what no weight's shape shows.
+
+        Free are dtype and initialization. A longer context may change the rotary wavelengths, so as to reach further.
+        """
+        stretched = self.positions == "rope" and self.context <= other.context
         return (*UNSEEN, *(("rope_theta", "rope_scaling") if stretched else ()))
 
 
@@ -169,7 +172,8 @@ class Block(nnx.Module):
         residual = 1 / sqrt(2 * (c.mup_depth or c.n_layers)) if c.scaled_residual else 1.0
 
         def init(inputs: int, scale: float = 1.0) -> Init:
-            return normal(scale * (c.init_std / sqrt(c.width_ratio) or 1 / sqrt(inputs)))
+            std = c.init_std / sqrt(c.width_ratio) if c.init_std else 1 / sqrt(inputs)  # muP: variance as 1 / fan in
+            return normal(scale * std)
 
         def norm() -> Norm:
             return Norm(rngs, c.d_model, "embed", kind=c.norm, bias=c.bias, eps=c.norm_eps)
@@ -216,7 +220,8 @@ class GPT(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, config: GPTConfig, execution: Execution) -> None:
         c = self.config = config
         self.execution, self.rows = execution, execution.padded(c.vocab_size)
-        init = normal(c.init_std or 1 / sqrt(c.mup_width or c.d_model))  # muP leaves embeddings and head as at its base
+        base = c.mup_width or c.d_model  # muP leaves embeddings and head as they are at the base width
+        init = normal(c.init_std if c.init_std else 1 / sqrt(base))
         self.embedding = param(rngs, (self.rows, c.d_model), ("vocab", "embed"), self._padded(init, 0))
         if c.positions == "learned":
             self.positions = param(rngs, (c.context, c.d_model), ("positions", "embed"), init)
@@ -329,5 +334,5 @@ def _built(config: GPTConfig, execution: Execution) -> Model:
         return call(params, batch.inputs, method="observe")
 
     read_by = ("embedding",) if config.tied else ("head",)
-    decoder = Decoder(start, stepper)
-    return Model(config, execution, init, axes, axes, hidden, readout, read_by, decoder, observe)
+    functions = (init, axes, axes, hidden, readout, read_by, ("segments", "prefix"))
+    return Model(config, execution, *functions, Decoder(start, stepper), observe)

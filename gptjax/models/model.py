@@ -34,8 +34,8 @@ class Hidden:
 class Decoder:
     """Text a token at a time, from a state that is the family's own: keys and values, or what a recurrence holds."""
 
-    # Read prompts (B, T) whose rows begin at columns first_B; room is the columns that will be needed in all. Gives the
-    # logits after the last column, (B, V), and the state.
+    # Read prompts (B, T), padded on the left: a row begins at its column of first_B, and what stands before is padding.
+    # `room` is T and the tokens that may follow. Gives the logits after the last column, (B, V), and the state.
     start: Callable[[Params, jax.Array, jax.Array, int], tuple[jax.Array, State]]
     # Prepare the weights, once; what is returned reads a token a row, (B,), and gives logits (B, V) and the new state.
     stepper: Callable[[Params], Callable[[jax.Array, State], tuple[jax.Array, State]]]
@@ -54,6 +54,7 @@ class Model:
     # Logits (B, T, V) in float32 of any positions of `hidden`, from the weights of `head` alone.
     readout: Callable[[Params, jax.Array], jax.Array]
     read_by: tuple[str, ...]  # the weights that `readout` reads, by the beginnings of their names
+    reads: tuple[str, ...] = ()  # which optional parts of a batch `hidden` heeds: "segments", "prefix"
     decoder: Decoder | None = None  # None: the family does not generate
     observe: Callable[[Params, Batch], dict[str, jax.Array]] | None = None  # activations by name, for the coord check
 

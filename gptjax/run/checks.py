@@ -8,13 +8,17 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 
 from gptjax.config import RunConfig, differs, to_json
+from gptjax.data.objectives import Reading
 from gptjax.data.store import TokenStore
 from gptjax.errors import BadInput
 from gptjax.files import read_json, write_json
 from gptjax.jobs import hosts
 from gptjax.jobs.leases import Lease, hold
+from gptjax.models.families import FAMILIES
+from gptjax.models.model import Model
 from gptjax.run.checkpoint import for_orbax
 from gptjax.run.initial_weights import check_origin
 from gptjax.run.result import data_digest, device_name
@@ -37,12 +41,28 @@ def check_shapes(config: RunConfig, layout: Layout) -> None:
             near = -(-rows // parts) * parts
             raise BadInput(f"{name} of {rows} sequences is not divisible by {what}; use {near}")
     weights = tuned(model.build(execution), config.tune)
+    check_reads(config, weights)
     layout.params(weights.axes, jax.eval_shape(weights.init, jax.random.key(0)))
     for axis in ("seq", "stream", "keys"):
         if (T := model.context) % (parts := layout.parts(getattr(rules, axis))):
             raise BadInput(f"context {T} is not divisible by the {parts} parts of rules.{axis}; change mesh or context")
     if layout.parts(rules.keys) > 1 and rules.keys != rules.seq:
         raise BadInput(f"rules.keys {rules.keys!r} must be None or, for ring attention, rules.seq, {rules.seq!r}")
+
+
+def check_reads(config: RunConfig, model: Model) -> None:
+    """Refuse a family without a row, and a batch with parts that the family would not heed."""
+    family = config.model.family
+    if FAMILIES.get(family) is not type(config.model):
+        name = type(config.model).__name__
+        raise BadInput(f'no row of FAMILIES says that {family!r} is {name}; add FAMILIES["{family}"] = {name}')
+    reading = Reading(config.data.objective, 0, 1, config.data.separate_documents)
+    T = config.model.context
+    windows, index = jax.ShapeDtypeStruct((1, T + 1), jnp.int32), jax.ShapeDtypeStruct((1, 2), jnp.uint32)
+    batch = jax.eval_shape(lambda w, i: reading(w, i, 0), windows, index)
+    for part, setting in (("segments", "data.separate_documents"), ("prefix", f"objective {reading.objective.kind!r}")):
+        if getattr(batch, part) is not None and part not in model.reads:
+            raise BadInput(f"family {family!r} does not heed {part}, which {setting} needs; leave that out")
 
 
 def check_origins(config: RunConfig, directory: Path, stores: tuple[TokenStore, ...]) -> None:

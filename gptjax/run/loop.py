@@ -95,7 +95,10 @@ class Run:
         lease: Lease | None = None,
         profile: bool = False,
     ) -> None:
-        """`told` is what `catch_sigterm` gave, `lease` the directory's if the caller has it; `bar` shows progress."""
+        """`told` lists the signals to stop that came (`catch_sigterm`); with `bar` a terminal shows progress.
+
+        `lease` is the directory's, if the caller has it.
+        """
         self.config, self.directory, self.told = with_resolved_origin(config, directory), directory, told
         self.bar, self.lease, self.profile = bar, lease, profile
 

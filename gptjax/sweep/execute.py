@@ -196,6 +196,9 @@ def work(
     """
     ledger = Ledger(directory)
     runs = {run.name: run for run in plan.runs}
+    for name in only or ():
+        if (trunk := runs[name].parent) and trunk not in (only or ()) and not ledger.has(trunk):
+            raise RuntimeError(f"{name} branches off {trunk}, which has no row: let it be trained too, or first")
     queue = Queue(plan, ledger, only)
     leases: dict[str, Lease | None] = {}
 

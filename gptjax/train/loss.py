@@ -20,7 +20,7 @@ def summed_loss(
 ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
     """Return the weighted sum of (nats + z_loss log^2 Z, PaLM section 5), that of nats alone, and the model's own.
 
-    The sum of nats has no gradient. Losses of the model's own are no sums, but as large as they are to be added.
+    The sum of nats has no gradient. The model's own losses are means: they are added to a mean loss as they are.
     """
     hidden = model.hidden(params, batch)
 
@@ -31,7 +31,8 @@ def summed_loss(
 
     head, arrays = model.head(params), (hidden.x, batch.targets, batch.weights)
     n = _parts(model, head, hidden.x)
-    return *sum_over_positions(read, head, model.head(model.axes), n, *arrays), hidden.losses
+    objective, nats = sum_over_positions(read, head, model.head(model.axes), n, *arrays)
+    return objective, nats, hidden.losses
 
 
 def read_positions(model: Model, params: Params, batch: Batch, read: Callable[[jax.Array, jax.Array], Any]) -> Any:

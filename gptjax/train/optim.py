@@ -107,7 +107,7 @@ def make_optimizer(config: OptimConfig, axes: Params, scales: Scales | None = No
         tx = optax.lion(1.0, c.b1, c.b2, weight_decay=0.0)
     elif c.name == "adafactor":  # its rate is relative to the size of each weight
         tx = optax.adafactor(1.0)
-    else:  # updates of Adam's size, so that one rate serves both kinds of weight (Liu et al. 2025)
+    elif c.name == "muon":  # updates of Adam's size, so that one rate serves both kinds of weight (Liu et al. 2025)
         matrices = map_axes(_muon_matrix, axes)
         tx = optax.contrib.muon(
             1.0,
@@ -117,6 +117,9 @@ def make_optimizer(config: OptimConfig, axes: Params, scales: Scales | None = No
             muon_weight_dimension_numbers=matrices,
             consistent_rms=0.2,
         )
+    else:
+        raise RuntimeError(f"make_optimizer has no branch for {c.name!r}")
+    # At a rate of one, what comes out is added to the weights: so decay, which takes off a share of them, is negative.
     decay = optax.add_decayed_weights(-c.weight_decay, map_axes(decays, axes))
     clip = optax.clip_by_global_norm(c.clip) if c.clip else optax.identity()
     if scales:

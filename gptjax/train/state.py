@@ -42,7 +42,7 @@ def abstract_state(model: Model, optimizer: optax.GradientTransformation, layout
     weights = dict(jax.tree.leaves_with_path(placed))
 
     def like_its_weight(path: tuple[Any, ...], s: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        """Place what stands at the path of a weight, at the end of its own, and has its shape."""
+        """Place a moment as its weight: its path ends with the weight's, as 1.mu.layers.mlp.up.kernel does."""
         weight = next((weights[path[i:]] for i in range(len(path)) if path[i:] in weights), None)
         if weight is None or s.shape != weight.shape:  # counts; Adafactor's row and column sums
             return everywhere(s)

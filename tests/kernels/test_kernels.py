@@ -1,5 +1,6 @@
 """Each fast form computes what its plain form does, with the gradient of every input; and plain ones go forward too."""
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -141,6 +142,35 @@ def test_a_prefix_is_seen_by_all_and_the_rest_by_those_after_it():
     np.testing.assert_array_equal(influence(v), expected)
     with plain_kernels():
         assert_close(attention.attend(q, k, v, mask, 0.5), jax.jit(lambda: attend(q, k, v, mask, 0.5))())
+
+
+@dataclass(frozen=True)
+class DilatedMask:
+    """A mask of somebody else: a position sees itself and every third before it."""
+
+    def visible(self, queries_T, keys_S):
+        back_TS = queries_T[:, None] - keys_S
+        return (back_TS >= 0) & (back_TS % 3 == 0)
+
+    def none(self, queries, keys):
+        return CausalMask().none(queries, keys)
+
+    def every(self, queries, keys):
+        return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("keys", [150, 200])
+@pytest.mark.parametrize("documents", [False, True], ids=["whole", "segments"])
+@pytest.mark.parametrize("device", ["cpu", "gpu", "tpu"])
+def test_a_mask_of_ones_own_is_asked_whoever_computes(keys, documents, device, monkeypatch):
+    monkeypatch.setattr(attention, "target", lambda: device)
+    q = jax.random.normal(jax.random.key(0), (2, 150, 4, 8))
+    k, v = (jax.random.normal(jax.random.key(i), (2, keys, 2, 8)) for i in (1, 2))
+    own, other = (jnp.arange(n)[None].repeat(2, 0) // 60 for n in (150, keys))
+    segments = None if not documents else (own, own if keys == 150 else other)
+    wanted = attention.plain_attention(q, k, v, DilatedMask(), 0.3, segments)
+    assert_close(attend(q, k, v, DilatedMask(), 0.3, segments), wanted)
 
 
 @pytest.mark.slow
