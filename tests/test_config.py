@@ -180,6 +180,7 @@ MASKED = replace(SMALL, data=replace(SMALL.data, objective=Masked()))
 HIDDEN = [("data", "objective", name) for name in ("rate", "keep", "swap")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [*places(SMALL), *HIDDEN, ("init_from", "step"), ("data", "sources")], ids=".".join)
 @pytest.mark.filterwarnings("error")
 def test_any_value_of_any_field_is_refused_in_a_line_or_makes_a_run_that_can_be_built(path):

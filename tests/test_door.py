@@ -18,7 +18,6 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from models import batch_of
 
 from gptjax.batch import Batch
 from gptjax.config import EvalConfig, RunConfig, SaveConfig, from_json, to_json
@@ -48,6 +47,7 @@ from gptjax.sweep.loop import write_tables
 from gptjax.sweep.plan import SweepConfig, make_plan
 from gptjax.train.loss import summed_loss
 from gptjax.train.optim import OptimConfig, decays
+from helpers import batch_of
 
 OPTIMIZED = True
 

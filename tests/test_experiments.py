@@ -3,7 +3,6 @@
 import hashlib
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,8 +17,9 @@ from gptjax.sweep.plan import SweepConfig, make_plan
 from gptjax.train.optim import make_optimizer
 from gptjax.train.state import new_state
 from gptjax.train.step import train_step
+from helpers import ROOT
 
-FOLDER = Path(__file__).parents[1] / "experiments" / "chinchilla"
+FOLDER = ROOT / "experiments" / "chinchilla"
 
 
 @pytest.mark.parametrize("name", ["quick", "h200", "paper"])

@@ -1,7 +1,6 @@
 """Every field of every config can be found: its type, its default, and a comment that says what it is."""
 
 from dataclasses import MISSING, replace
-from pathlib import Path
 
 import pytest
 
@@ -9,8 +8,7 @@ from gptjax.cli import main
 from gptjax.commands.listing import listed
 from gptjax.config import RunConfig
 from gptjax.sweep.plan import SweepConfig
-
-ROOT = Path(__file__).parents[1]
+from helpers import ROOT
 
 
 @pytest.mark.parametrize("kind", [RunConfig, SweepConfig])

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from models import logits_of
 
 from gptjax.errors import BadInput
 from gptjax.execution import Execution
@@ -14,6 +13,7 @@ from gptjax.generate import Sampling, draw_tokens, generate, stream
 from gptjax.mesh import make_mesh
 from gptjax.models.gpt import GPTConfig
 from gptjax.sharding import Layout, MeshConfig, Rules
+from helpers import logits_of
 
 SMALL = GPTConfig(vocab_size=97, context=48, d_model=48, n_layers=3, n_heads=6, init_std=0.2)
 ROTARY = replace(SMALL, n_kv_heads=2, norm="rmsnorm", bias=False, positions="rope", activation="silu", gated=True)

@@ -2,9 +2,10 @@
 
 import ast
 import re
-from pathlib import Path
+from functools import cache
 
-ROOT = Path(__file__).parents[1]
+from helpers import ROOT
+
 PACKAGE = ROOT / "gptjax"
 CORE = "## The core, in the order to read it"
 
@@ -32,6 +33,7 @@ def is_room(name: str) -> bool:
     return (PACKAGE.parent / name.replace(".", "/")).is_dir()
 
 
+@cache
 def imports() -> list[tuple[str, str]]:
     pairs = []
     for path in PACKAGE.rglob("*.py"):
@@ -85,3 +87,20 @@ def test_laws_know_nothing_of_training():
     below = {"errors", "files"}
     foreign = [(a, b) for a, b in imports() if a.startswith("laws") and not b.startswith("laws") and b not in below]
     assert not foreign
+
+
+def test_no_test_imports_another():
+    """What several use is in tests/helpers.py; programs that tests start, as strings, say so alike."""
+    found = [
+        (path.relative_to(ROOT / "tests").as_posix(), name)
+        for path in (ROOT / "tests").rglob("*.py")
+        for name in re.findall(r"^\W*(?:from|import) (test_\w+)", path.read_text(), re.M)
+    ]
+    assert not found
+
+
+def test_tests_stand_in_the_rooms_they_test():
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert folders <= {path.name for path in PACKAGE.iterdir() if path.is_dir()}
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(set(names)) == len(names), "pytest imports test files by their bare names"

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
-from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
@@ -14,7 +13,9 @@ import pytest
 import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
-LAUNCH = Path(__file__).parents[1] / "launch"
+from helpers import ROOT
+
+LAUNCH = ROOT / "launch"
 TRAIN = ["gptjax", "train", "a file.py", "--dir", "$HOME/x", "--set", "optim.peak=[1, 2]"]
 
 

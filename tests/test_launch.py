@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from helpers import ROOT
+
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(LAUNCH.glob("*.sh"))
 TRAIN = ["gptjax", "train", "a file.py", "--dir", "$HOME/x", "--set", "optim.peak=[1, 2]"]  # words a shell would change

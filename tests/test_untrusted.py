@@ -30,8 +30,8 @@ from gptjax.run.checkpoint import damage
 from gptjax.run.validation import WINDOWS, read_shares
 from gptjax.run.weights import saved_model
 from gptjax.sweep.plan import Plan, SweepConfig, make_plan
+from helpers import ROOT
 
-ROOT = Path(__file__).parents[1]
 QUICK = ROOT / "experiments" / "chinchilla" / "quick.py"
 
 
@@ -238,6 +238,7 @@ def imported(folder: Path) -> Path:
     return folder / "weights"
 
 
+@pytest.mark.slow
 def test_no_more_memory_is_taken_than_there_is_to_read(tmp_path):
     weights = imported(tmp_path)
     said = claims(tmp_path / "claims", weights)
