@@ -133,6 +133,8 @@ def run_fit(args: argparse.Namespace) -> None:
         raise BadInput("--figure draws arms; name the column that tells them apart: --by COLUMN")
     if args.by:
         return run_arms(args, runs, settings)
+    if "arm" in runs.cells and len(arms := runs.arms("arm")) > 1:
+        print(f"gptjax: one law for the arms {', '.join(arms)} together; --by arm fits each", file=sys.stderr)
     with tqdm(total=args.coverage, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
         law = fit_all(runs, choices_of(args), **settings, done=bar.update)
     require_law(law)
