@@ -68,7 +68,7 @@ def wrong(value: Any, kind: Any, whole: range = COUNTS) -> str:
         return "" if _is_hashable(value) else f"must be {in_words(kind)}"
     if kind is Callable or origin is not None:
         return "" if callable(value) else "must be a function"
-    if not isinstance(kind, type) or isinstance(value, kind):
+    if not isinstance(kind, type) or (isinstance(value, kind) and not isinstance(value, type)):
         return ""
     members = [name for name in vars(kind) if not name.startswith("_")] if getattr(kind, "_is_protocol", False) else []
     lacking = [name for name in members if not hasattr(value, name)]

@@ -102,22 +102,22 @@ class Resident:
         source, window = self.loader.sequences(steps, np.arange(self.loader.batch))
         starts_SB = (self.first[source] + window * self.loader.seq_len).reshape(len(steps), -1).astype(np.int32)
         index = self.loader.index(steps, np.arange(self.loader.batch))
-        how = self.loader.reading, self.loader.seed, self.loader.seq_len, self.sharding
-        return _cut(self.tokens, starts_SB, index, *how)
+        key = jax.random.key(self.loader.seed)
+        return _cut(self.tokens, starts_SB, index, key, self.loader.reading, self.loader.seq_len, self.sharding)
 
 
-@partial(jax.jit, static_argnums=(3, 4, 5, 6))
+@partial(jax.jit, static_argnums=(4, 5, 6))
 def _cut(
     tokens: jax.Array,
     starts_SB: jax.Array,
     index_SB2: jax.Array,
+    key: jax.Array,
     reading: Reading,
-    seed: int,
     seq_len: int,
     sharding: NamedSharding,
 ) -> Batch:
     windows = tokens[starts_SB[..., None] + jnp.arange(seq_len + 1)].astype(jnp.int32)
-    batch = reading(windows, index_SB2, seed)
+    batch = reading(windows, index_SB2, key)
     return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), batch)
 
 

@@ -128,22 +128,24 @@ class Reading:
     vocab_size: int  # of the tokenizer
     separate_documents: bool = False
 
-    def __call__(self, windows: Array, index: Array, seed: int) -> Batch:
+    def __call__(self, windows: Array, index: Array, seed: int | jax.Array) -> Batch:
         """Make a batch (..., T) of windows (..., T + 1).
 
         `index` (..., 2) are the `halves` of each window's number in the order of the data. With the seed it decides
-        what is drawn for the window: the same whoever makes the batch, on whatever device.
+        what is drawn for the window: the same whoever makes the batch, on whatever device. The
+        seed may be given as jax's key of it, so that a program compiled for one seed serves all.
         """
         if not self.objective.draws:
             return self._batch(windows, None)
+        key = jax.random.key(seed) if isinstance(seed, int) else seed
         if isinstance(windows, np.ndarray):  # on this process's own CPU, so that no other process is waited for
             try:
                 here = jax.local_devices(backend="cpu")[0]
             except RuntimeError:  # jax was told to know accelerators alone
                 here = jax.local_devices()[0]
             with jax.default_device(here):
-                return jax.tree.map(np.asarray, _drawn(windows, index, self, seed))
-        return _drawn(windows, index, self, seed)
+                return jax.tree.map(np.asarray, _drawn(windows, index, self, key))
+        return _drawn(windows, index, self, key)
 
     def _batch(self, windows: Array, keys: jax.Array | None) -> Batch:
         """A token that is read and not predicted, as those of a prompt, stands as its id plus `vocab_size`."""
@@ -168,10 +170,9 @@ def halves(index: np.ndarray) -> np.ndarray:
     return np.stack([index >> 32, index & (2**32 - 1)], axis=-1).astype(np.uint32)
 
 
-@partial(jax.jit, static_argnames=("reading", "seed"))
-def _drawn(windows: Array, index: Array, reading: Reading, seed: int) -> Batch:
+@partial(jax.jit, static_argnames="reading")
+def _drawn(windows: Array, index: Array, reading: Reading, key: jax.Array) -> Batch:
     rows = windows.reshape(-1, windows.shape[-1])
-    first = jax.random.key(seed)
-    keys = jax.vmap(lambda h: jax.random.fold_in(jax.random.fold_in(first, h[0]), h[1]))(index.reshape(-1, 2))
+    keys = jax.vmap(lambda h: jax.random.fold_in(jax.random.fold_in(key, h[0]), h[1]))(index.reshape(-1, 2))
     batch = reading._batch(jnp.asarray(rows), keys)
     return jax.tree.map(lambda x: x.reshape(*windows.shape[:-1], x.shape[-1]), batch)

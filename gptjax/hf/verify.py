@@ -45,7 +45,7 @@ class Verification:
 def verify(folder: Path, saved: SavedModel, dtype: np.dtype) -> Verification:
     """Compare a folder with the model it was written from; BadInput where they differ by more than rounding."""
     layout = saved.layout()
-    rows = layout.parts(layout.rules.batch) * saved.execution.in_flight(layout.parts(layout.rules.layers))
+    rows = layout.parts(layout.rules.batch) * max(2, saved.execution.in_flight(layout.parts(layout.rules.layers)))
     ids = np.random.default_rng(0).integers(saved.config.vocab_size, size=(rows, min(TOKENS, saved.config.context)))
     ours = _logits(saved.read(layout), saved, ids, layout)
     if find_spec("torch") and find_spec("transformers"):

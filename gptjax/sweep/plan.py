@@ -277,7 +277,7 @@ class Sized:
         if not re.fullmatch(FILE_NAME, size_label(size)):
             raise BadInput(f"size {size!r} names files: it may not begin with a dot or hold / or line ends; rename it")
         model = _called(f"shape({size!r})", sweep.shape, size)
-        if not isinstance(model, ModelConfig):
+        if isinstance(model, type) or not isinstance(model, ModelConfig):
             raise BadInput(f"shape({size!r}) gives {model!r}; it must give a model's config, as GPTConfig")
         cost = model.cost(model.context)
         if not cost.total < INFINITE:

@@ -33,7 +33,7 @@ def train_step(
 
     What the step reports: the nats of a token, the norm of the gradient, and the model's own losses by name.
     """
-    tokens = jnp.sum(batch.weights)
+    tokens = jnp.maximum(jnp.sum(batch.weights), 1.0)  # an objective may have chosen none
     moved, held = divide(state.params, model.trained)
 
     def objective(moved: Params, part: Batch) -> tuple[jax.Array, Metrics]:
