@@ -1,7 +1,7 @@
 """Batches on their way to the devices: prepared ahead by a thread, or cut there from tokens that stay on them."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -23,7 +23,7 @@ READ_TOKENS = (
 )  # small calls are read together until they hold this many tokens: alone, a call costs more than them
 
 
-def prefetch(loader: Loader, calls: Iterable[range], sharding: NamedSharding) -> Iterator[Batch]:
+def prefetch(loader: Loader, calls: Iterable[range], sharding: NamedSharding) -> Generator[Batch, None, None]:
     """Yield the stacked, placed batches of each call's steps, which follow each other, prepared ahead by a thread."""
     prepare = Resident(loader, sharding) if may_reside(loader, sharding) else partial(_send, loader, sharding)
     groups = _together(calls, READ_TOKENS // (loader.batch * loader.seq_len))

@@ -136,9 +136,10 @@ class Run:
         self.step = first
         self.evaluation: Evaluation | None = None  # of the last call's end, if it was due there
         self.calls = cut(config, first)
-        self.batches = prefetch(self.loader, cut(config, first), self.programs.batches)
-        if self.profile:
-            self.batches = traced(self.batches, cut(config, first), directory / "profile")
+        batches = enter(closing(prefetch(self.loader, cut(config, first), self.programs.batches)))
+        if self.profile:  # closed with the run, so that a trace ends with it
+            batches = enter(closing(traced(batches, cut(config, first), directory / "profile")))
+        self.batches = batches
         if first == config.steps:  # the process before died between its last save and the result
             self._finish()
 

@@ -1,6 +1,6 @@
 """Record what a few calls of a run do on the device, as a trace that TensorBoard and Perfetto open."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -11,7 +11,7 @@ T = TypeVar("T")
 SKIPPED, RECORDED = 2, 5  # calls: the first ones compile and fill caches
 
 
-def traced(batches: Iterator[T], calls: Iterable[range], directory: Path) -> Iterator[T]:
+def traced(batches: Iterator[T], calls: Iterable[range], directory: Path) -> Generator[T, None, None]:
     """Pass on the batches of calls, and record some of the calls between them into a directory.
 
     Of a run too short to skip any, its last call is recorded, compilation and all.

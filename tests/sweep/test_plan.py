@@ -242,3 +242,18 @@ def test_one_warmup_serves_a_trunk_and_its_branches_and_ends_before_the_first(sw
         branches = [run.config for run in made.runs if run.parent == trunk.name]
         assert {c.optim.warmup for c in branches} == {trunk.config.optim.warmup}
         assert trunk.config.optim.warmup <= min(c.init_from.step for c in branches) / 7
+
+
+def test_a_row_of_before_results_told_their_objective_is_one_of_causal_prediction(tmp_path):
+    """A ledger of an older version lacks fields that results have gained; any other that lacks is refused."""
+    lengths = {"tokens": 10, "tokens_paid": 10, "steps": 1, "epochs": 0.1}
+    losses = {"loss": 3.0, "loss_se": 0.1, "bits_per_byte": 4.0, "evals": {}}
+    counts = {"params": {"embedding": 9}, "flops_per_token": {"6n_total": 54.0}}
+    about = {"fingerprint": "f", "data_digest": "d", "seed": 0, "seconds": 1.0, "device": "none"}
+    place = {"run": "one", "role": "cell", "size": "d8", "budget": 1e9, "batch": 1, "lr": 0.1, "b2": 0.9}
+    row = {"status": "done", "reason": "", **lengths, **losses, **counts, **about, **place}
+    Ledger(tmp_path).append(row)
+    assert Ledger(tmp_path).rows()["one"]["objective"] == "causal"
+    Ledger(tmp_path).append({**row, "run": "two"} | {"device": None})
+    with pytest.raises(BadInput, match="delete it, and that run is trained again"):
+        Ledger(tmp_path).rows()
