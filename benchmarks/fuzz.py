@@ -103,7 +103,7 @@ def read_metrics_file(path: Path) -> None:
 
 
 def read_table(path: Path) -> None:
-    from gptjax.laws.table import read_runs
+    from gptjax.laws.checks import read_runs
 
     read_runs(path)
 

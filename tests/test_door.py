@@ -28,7 +28,7 @@ from gptjax.estimate.footprint import footprint
 from gptjax.execution import DEFAULT_EXECUTION, Execution
 from gptjax.generate import generate
 from gptjax.kernels import loss as loss_kernels
-from gptjax.laws.table import read_runs
+from gptjax.laws.checks import read_runs
 from gptjax.mesh import make_mesh
 from gptjax.models.cost import Cost, Widths, counted
 from gptjax.models.families import FAMILIES

@@ -1,4 +1,4 @@
-"""The verbs of laws: fit, report, predict, score, plan, keys, selftest."""
+"""The verbs of laws: fit, report, predict, score, keys, selftest."""
 
 import argparse
 import sys
@@ -59,18 +59,6 @@ def add(verb: Verb) -> None:
     score.add_argument("dir", type=directory, metavar="RUN", help="the directory of the finished run")
     score.add_argument("--json", type=Path, metavar="FILE")
 
-    plan = verb("plan", run_plan, "propose a sweep, and the next cells, for an allowance of FLOPs")
-    plan.add_argument("--flops", required=True, type=float, metavar="X", help="FLOPs to spend")
-    plan.add_argument("--law", default="besiroglu-2024", help="law.json or a published law (default: %(default)s)")
-    plan.add_argument("--form", default="", metavar="FILE[:NAME]", help="the file that makes the form of the law")
-    plan.add_argument("--table", type=directory, metavar="TABLE|DIR", help="runs already done: propose what to add")
-    plan.add_argument("--target", type=float, metavar="C", help="FLOPs at which the loss matters most")
-    plan.add_argument("--goal", default="a", help="what to know best: a, loss or params at the target (default: a)")
-    plan.add_argument("--runs", type=int, default=36, metavar="K", help="runs of a new sweep (default: %(default)s)")
-    plan.add_argument("--cooldown", type=float, metavar="SHARE", help="branch off one trunk a size, cooled so long")
-    plan.add_argument("--noise", type=float, help="sd of one run's log loss (default: the law's, else .01)")
-    plan.add_argument("--json", type=Path, metavar="FILE")
-
     verb("keys", run_keys, "list every key of law.json, as docs/law.json.md does")
 
     test = verb("selftest", run_selftest, "recover planted laws and a known entropy")
@@ -117,8 +105,8 @@ def run_fit(args: argparse.Namespace) -> None:
     from gptjax.files import write_json
     from gptjax.laws.analysis import fit_all, require_law
     from gptjax.laws.approaches import BY_NAME
+    from gptjax.laws.checks import read_curves, read_runs
     from gptjax.laws.quote import quote, read_forecast
-    from gptjax.laws.table import read_curves, read_runs
 
     table = tables_of(args.table) / "runs.csv" if args.table.is_dir() else args.table
     if args.approach not in (*BY_NAME, "all"):
@@ -240,7 +228,7 @@ def run_predict(args: argparse.Namespace) -> None:
     from gptjax.devices import devices
     from gptjax.files import write_json
     from gptjax.laws import predict as laws
-    from gptjax.laws.table import read_runs
+    from gptjax.laws.checks import read_runs
     from gptjax.sweep import advice
 
     forecaster = laws.read_forecaster(args.law, args.force, held_of(args.at))
@@ -302,36 +290,6 @@ def run_score(args: argparse.Namespace) -> None:
     verdict = {None: "no interval was given", True: "inside the interval", False: "outside the interval"}
     print(f"predicted {found['predicted']:.4f}, measured {found['measured']:.4f}, log error "
           f"{found['log_error']:+.4f}: {verdict[found['inside']]}")  # fmt: skip
-
-
-def run_plan(args: argparse.Namespace) -> None:
-    if args.form:
-        form_of(args.form)
-    from gptjax.files import plain, write_json
-    from gptjax.laws import design
-    from gptjax.laws.predict import PUBLISHED, read_forecaster, read_law
-    from gptjax.laws.table import read_runs
-
-    forecaster = read_forecaster(args.law, force=True)
-    if forecaster.forced:
-        print(f"gptjax: {args.law} is {forecaster.forced}; the plan is as good as that law", file=sys.stderr)
-    law, noise = forecaster.law, (forecaster.noise or 0.01) if args.noise is None else args.noise
-    goal: Any = args.goal
-    plan: Any
-    if args.table:
-        done = read_runs(tables_of(args.table) / "runs.csv" if args.table.is_dir() else args.table)
-        if args.law not in PUBLISHED:
-            done = done.counted(read_law(args.law).settings.convention)
-        done = done.tuned()
-        plan = design.next_cells(
-            law, done.params, done.tokens, args.flops, noise=noise, goal=goal, target_flops=args.target
-        )
-    else:
-        settings = {"target_flops": args.target, "cooldown": args.cooldown, "runs": args.runs}
-        plan = design.propose(law, args.flops, noise=noise, goal=goal, **settings)
-    if args.json:
-        write_json(args.json, plain(plan))
-    print(design.describe(plan))
 
 
 def run_selftest(args: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from gptjax.files import read_json, write_file, write_json
 from gptjax.laws import plot, plot_doubt
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.approaches import BY_NAME, BY_TRUST
+from gptjax.laws.checks import read_curves, read_runs
 from gptjax.laws.codec import Json
 from gptjax.laws.coverage import affordable
 from gptjax.laws.envelope import LATE
@@ -22,9 +23,10 @@ from gptjax.laws.fit import Choices
 from gptjax.laws.methods import methods, say_resampling
 from gptjax.laws.page import page, picture, say_flops, say_interval, say_percent, say_sentence, table
 from gptjax.laws.quote import quote, read_forecast
+from gptjax.laws.reading import read_rows
 from gptjax.laws.record import Analysis, Covered, EnvelopeFound, FittedForm, ParametricFound
 from gptjax.laws.robustness import BEYOND, CHOICE_DRAWS, GAP
-from gptjax.laws.table import Curve, Runs, read_curves, read_rows, read_runs, short
+from gptjax.laws.table import Curve, Runs, short
 
 SHOWN = 500  # rows of a table on the page; the rest stand in the files
 COLUMNS = 12  # of a table on the page: of a wider one, those of LEADING

@@ -26,13 +26,14 @@ from gptjax.files import read_json, write_file, write_json
 from gptjax.jobs.hosts import agree, is_first
 from gptjax.laws import compare
 from gptjax.laws.analysis import fit_all
+from gptjax.laws.checks import read_runs
 from gptjax.laws.coverage import affordable
 from gptjax.laws.drawn import to_png
 from gptjax.laws.plot import loss_by_arm
 from gptjax.laws.predict import NoForecast, forecaster, predict, register, score
 from gptjax.laws.quote import as_text
 from gptjax.laws.report import write_report
-from gptjax.laws.table import Floats, read_runs
+from gptjax.laws.table import Floats
 from gptjax.run.initial_weights import with_resolved_origin
 from gptjax.run.loop import PREEMPTED
 from gptjax.run.metrics import read_metrics

@@ -9,11 +9,11 @@ import pytest
 from gptjax.cli import main
 from gptjax.errors import BadInput
 from gptjax.laws.analysis import fit_all
+from gptjax.laws.checks import read_runs
 from gptjax.laws.compare import Arms, describe, fit_arms
 from gptjax.laws.fit import Choices
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.simulate import ladder, simulate
-from gptjax.laws.table import read_runs
 
 GPT = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)
 FACTOR = 3.0  # of compute: an arm that learns like GPT with a third of the parameters' and the tokens' worth

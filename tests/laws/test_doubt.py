@@ -8,6 +8,7 @@ import pytest
 
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.approaches import bootstrap, design_bias
+from gptjax.laws.checks import read_runs
 from gptjax.laws.codec import written
 from gptjax.laws.coverage import coverage, describe
 from gptjax.laws.envelope import envelope
@@ -17,7 +18,7 @@ from gptjax.laws.parametric import parametric, refit
 from gptjax.laws.published import BESIROGLU_2024
 from gptjax.laws.robustness import choices_table, compute_cuts, extrapolation, forms_table
 from gptjax.laws.simulate import ladder, losses, simulate
-from gptjax.laws.table import Runs, read_runs
+from gptjax.laws.table import Runs
 from gptjax.laws.uncertainty import influence, profile, subsample
 from helpers import PUBLISHED
 

@@ -11,6 +11,7 @@ import pytest
 from gptjax.errors import BadInput
 from gptjax.laws.analysis import fit_all, require_law
 from gptjax.laws.approaches import BY_NAME
+from gptjax.laws.checks import read_runs
 from gptjax.laws.envelope import envelope
 from gptjax.laws.fit import Choices
 from gptjax.laws.forms import CHINCHILLA, KAPLAN, TIED, ChinchillaLaw, SaturatingLaw, saturating
@@ -18,7 +19,7 @@ from gptjax.laws.parametric import parametric
 from gptjax.laws.published import KAPLAN_2020
 from gptjax.laws.record import Analysis
 from gptjax.laws.simulate import ladder, simulate
-from gptjax.laws.table import Runs, read_runs
+from gptjax.laws.table import Runs
 from helpers import PUBLISHED
 
 OPTIMIZED = True

@@ -15,6 +15,7 @@ import pytest
 from gptjax.cli import main
 from gptjax.errors import BadInput
 from gptjax.laws.analysis import fit_all
+from gptjax.laws.checks import read_runs
 from gptjax.laws.design import next_cells, propose, standard_errors
 from gptjax.laws.fit import Choices
 from gptjax.laws.forms import FORMS, form_of, grid
@@ -24,7 +25,7 @@ from gptjax.laws.predict import describe, forecaster, predict, read_forecaster
 from gptjax.laws.record import Analysis
 from gptjax.laws.report import write_report
 from gptjax.laws.simulate import ladder, simulate
-from gptjax.laws.table import Runs, read_runs
+from gptjax.laws.table import Runs
 from helpers import ROOT
 
 OPTIMIZED = True

@@ -17,6 +17,7 @@ from gptjax.errors import BadInput
 from gptjax.files import write_json
 from gptjax.laws import plot, plot_doubt, report
 from gptjax.laws.analysis import fit_all
+from gptjax.laws.checks import read_curves, read_runs
 from gptjax.laws.fit import Choices
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.page import picture
@@ -25,7 +26,7 @@ from gptjax.laws.record import Analysis
 from gptjax.laws.report import write_report
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.style import TWINS
-from gptjax.laws.table import Curve, Runs, read_curves, read_runs
+from gptjax.laws.table import Curve, Runs
 
 OPTIMIZED = True
 PLANTED = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)

@@ -18,9 +18,10 @@ import pytest
 from gptjax.config import RunConfig
 from gptjax.errors import BadInput
 from gptjax.fingerprint import fingerprint
+from gptjax.laws.checks import read_runs
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.report import write_report
-from gptjax.laws.table import PAIRED, read_runs
+from gptjax.laws.table import PAIRED
 from gptjax.run.loop import train
 from gptjax.run.result import Result
 from gptjax.run.validation import WINDOWS
