@@ -229,6 +229,7 @@ def run_predict(args: argparse.Namespace) -> None:
     from gptjax.files import write_json
     from gptjax.laws import predict as laws
     from gptjax.laws.checks import read_runs
+    from gptjax.laws.registered import held_out_miss, register
     from gptjax.sweep import advice
 
     forecaster = laws.read_forecaster(args.law, args.force, held_of(args.at))
@@ -254,11 +255,11 @@ def run_predict(args: argparse.Namespace) -> None:
         non_embedding=layers_only,
     )
     if args.register:
-        laws.register(said, args.register)
+        register(said, args.register)
     if args.json:
         write_json(args.json, {"prediction": said, **extra, "advice": advised})
     shown = [laws.describe(said)]
-    if doubt := laws.held_out_miss(args.law):
+    if doubt := held_out_miss(args.law):
         shown.append(f"doubt     {doubt}")
     if any(other is not said for other in extra.values()) and said["optimum_from"] == "isoflop":
         own = laws.describe(laws.by_its_own_law(forecaster, said["flops"]))
@@ -272,7 +273,7 @@ def run_predict(args: argparse.Namespace) -> None:
 def run_score(args: argparse.Namespace) -> None:
     from gptjax.config import from_json
     from gptjax.files import read_json, write_json
-    from gptjax.laws.predict import score
+    from gptjax.laws.registered import score
     from gptjax.laws.table import CONVENTIONS
     from gptjax.models.cost import params_by
     from gptjax.run.result import Result

@@ -14,6 +14,7 @@ from gptjax.laws.codec import read
 from gptjax.laws.coverage import coverage
 from gptjax.laws.envelope import Envelope
 from gptjax.laws.fit import Choices, Fit
+from gptjax.laws.forecast import forecast
 from gptjax.laws.hyper import fit_hyper, trials
 from gptjax.laws.isoflop import Isoflop, isoflop
 from gptjax.laws.law import Law
@@ -71,6 +72,7 @@ def fit_all(
         choices=robustness.choices_table(runs, choices, approaches) if some else None,
         forms=robustness.forms_table(rows, choices) if some else None,
         extrapolation=robustness.extrapolation(rows, choices) if some else None,
+        forecast=None if choices.law_form.extra else forecast(rows),
         coverage=_coverage(rows, truth, noise, sweeps, choices, approaches, done) if sweeps and truth else None,
     )
     return replace(found, quote=quote(found))

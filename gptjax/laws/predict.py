@@ -1,21 +1,18 @@
-"""Predict runs from a law alone, write a prediction down before its run is trained, and score it afterwards."""
+"""Predict runs from a law: the best run of a budget, size, token count or loss, or the loss of one given run."""
 
-import hashlib
-import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
-from pathlib import Path
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from gptjax.errors import BadInput
-from gptjax.files import plain, read_json, write_json
+from gptjax.files import plain
 from gptjax.laws.codec import Json
 from gptjax.laws.fit import MIN_DRAWS
+from gptjax.laws.forecast import Forecast, Foretold
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.law import Floats, Law, Optimum, PowerLaw
 from gptjax.laws.published import PUBLISHED, DataConstrainedLaw, Served, serving_optimum
@@ -25,7 +22,7 @@ from gptjax.laws.uncertainty import LEVELS
 SEARCHES = 100  # draws whose optimum is found by search, where it has no closed form
 LIMITS = {"flops": (1e6, 1e40), "params": (10, 1e20), "tokens": (10, 1e25), "loss": (1e-3, 50)}
 MOST_OFF = 10  # times 6 N D: what a run of small models may cost by another count of FLOPs
-SAME_RUN = 0.01  # a run within this share of the predicted N and D is the run predicted
+FAR_ERROR = 0.15  # of how far a law puts a loss above the optimum's: the standard deviation of its error
 
 
 class NoForecast(BadInput):
@@ -37,8 +34,9 @@ class Forecaster:
     """A law that may forecast; drawn laws, and draws (k, 2) of log k, a of N* and D*, tell its doubt.
 
     N* and D* of a budget come from `optimum` where it is there (an isoFLOP fit, or a law whose optima are power laws),
-    else from the law. A published law has no draws and no rows. `noise` is the standard deviation of one run's log loss
-    about the law. `held` are the values of the columns that the law reads besides N and D.
+    else from the law. Losses come from `forecast` where it is there, else from the law. A published law has no draws
+    and no rows. `noise` is the standard deviation of one run's log loss about the law. `held` are the values of the
+    columns that the law reads besides N and D.
     """
 
     name: str
@@ -52,28 +50,37 @@ class Forecaster:
     rows: int
     largest_flops: float | None
     forced: str  # why it would have been refused
+    unsound: str = ""  # why its law may not speak beside the forecast, which is sound
     held: dict[str, float] = field(default_factory=dict)
+    forecast: Forecast | None = None
 
 
 def read_forecaster(source: str, force: bool = False, held: Mapping[str, float] | None = None) -> Forecaster:
     """Read a law: the name of a published one, the JSON of `gptjax fit`, or a directory with law.json."""
     if source in PUBLISHED:
-        none = np.zeros((0, 2))
-        return Forecaster(
-            source, PUBLISHED[source], (), 0.0, None, (none, none), "published law",
-            "N without embeddings; L(N, D) under C = 6ND, whose N* is not their C^0.73 (of L(N, S))"
-            if source.startswith("kaplan") else "N and C as published", 0, None, "",
-        )  # fmt: skip
+        return published_forecaster(source)
     try:
         return forecaster(read_law(source), force, source, held)
     except NoForecast as refusal:
         raise NoForecast(f"{source}: {refusal}") from None
 
 
+def published_forecaster(name: str) -> Forecaster:
+    """Make a forecaster of a published law."""
+    none = np.zeros((0, 2))
+    return Forecaster(
+        name, PUBLISHED[name], (), 0.0, None, (none, none), "published law",
+        "N without embeddings; L(N, D) under C = 6ND, whose N* is not their C^0.73 (of L(N, S))"
+        if name.startswith("kaplan") else "N and C as published", 0, None, "",
+    )  # fmt: skip
+
+
 def forecaster(
     law: Analysis, force: bool = False, name: str = "law", held: Mapping[str, float] | None = None
 ) -> Forecaster:
-    """Make a forecaster of a fit. NoForecast when its law is refused or, unless forced, degenerate.
+    """Make a forecaster of a fit. NoForecast when its parametric law is refused or, unless forced, degenerate.
+
+    A degenerate law does not matter where the isoFLOP fit gives the optima and the forecast the losses.
 
     `held` gives values for the columns that the law reads besides N and D; the others keep their medians of the fit.
     """
@@ -81,7 +88,8 @@ def forecaster(
     if fitted is None:
         raise NoForecast("the parametric fit is not fitted (it was not asked for) and forecasts no loss")
     trouble = "" if fitted.ok else f"{fitted.status} ({'; '.join(fitted.reasons)})"
-    if trouble and not (force and fitted.a):
+    sound = bool(fitted.a and law.isoflop and law.isoflop.ok and law.forecast and law.forecast.ok)
+    if trouble and not sound and not (force and fitted.a):
         remedy = "; --force forecasts all the same" if fitted.a else ""
         raise NoForecast(f"the parametric fit is {trouble} and forecasts no loss{remedy}")
     form = law.settings.law_form
@@ -108,8 +116,10 @@ def forecaster(
         convention=law.convention,
         rows=law.rows,
         largest_flops=law.ranges["C"][1],
-        forced=trouble,
+        forced="" if sound and not force else trouble,
+        unsound=trouble if sound and not force else "",
         held=values,
+        forecast=law.forecast if law.forecast and law.forecast.ok else None,
     )
 
 
@@ -134,8 +144,10 @@ def predict(
 
     Of a run of exactly these, `unique_tokens` says how many of its tokens differ, the others being repeated
     (Muennighoff et al. 2023, Eqs. 5 and 6); `constrain` answers for an optimum.
-    Each number comes with a 95 % interval where the law has draws: N, D and C from the law's doubt alone, the loss
-    from that and the noise of one run. The form is taken for true, so far from the rows the interval is too narrow.
+    Each number comes with a 95 % interval where there are draws: N, D and C from the law's doubt alone, the loss from
+    that of the forecast (forecast.py) and the noise of one run. `forms` lists each floor that the loss was averaged
+    over, and `rolling` how such forecasts did within the table. Where there is no forecast, as of a published law, the
+    loss is the law's, its form taken for true.
     """
     asked = {"flops": flops, "params": params, "tokens": tokens, "loss": loss}
     given = {name: value for name, value in asked.items() if value is not None}
@@ -143,63 +155,167 @@ def predict(
         low, high = LIMITS[name]
         if not low <= value <= high:
             raise BadInput(f"{name} {value:g} is not within {low:g} to {high:g}; give a run's {name}")
-    drawn: dict[str, Floats] = {}
-    source = f.source
     exact = params is not None and tokens is not None and loss is None
     if exact and params and tokens:
-        source, n, d, c = "as given", params, tokens, flops or 6 * params * tokens
-        off = c / (6 * n * d)
-        if not 1 / MOST_OFF <= off <= MOST_OFF:
-            raise BadInput(
-                f"flops {c:g} is {off:.3g} times 6 N D = {6 * n * d:.3g}; give the run's own, or leave it out"
-            )
+        point = _as_given(params, tokens, flops)
     elif len(given) != 1:
         raise BadInput("give one of --flops, --params, --tokens and --loss, or --params and --tokens together")
-    elif loss is not None or f.optimum is None:
-        source = "parametric" if f.rows else f.source
-        best = f.law.optimum(**given)
-        n, d, c = best.params, best.tokens, best.flops
-        drawn = _optima(f, **given)
     else:
         ((name, value),) = given.items()
-        n_law, d_law = f.optimum
-        try:
-            n, d, c = _along((n_law.coef, n_law.exponent), (d_law.coef, d_law.exponent), name, value)
-        except (OverflowError, ZeroDivisionError):
-            raise NoForecast(
-                f"{f.name} has N* as C^{n_law.exponent:g} and D* as C^{d_law.exponent:g}, and no finite run of {name} "
-                f"{value:g}; fit more rows"
-            ) from None
-        n_draws, d_draws = map(_columns, f.optimum_draws)
-        drawn = dict(zip(("params", "tokens", "flops"), _along(n_draws, d_draws, name, value), strict=True))
+        point = _of_loss(f, value) if name == "loss" else _of_one(f, name, value)
+    n, d = point.params, point.tokens
     repeated = unique_tokens if exact else None
-    law = f.law if repeated is None else _repeating(f, f.law, repeated)
-    point = {"flops": c, "params": n, "tokens": d, "tokens_per_param": d / n, "loss": float(law.loss(n, d))}
+    said = _foretell(f, n, d, exact, repeated)
+    drawn = point.drawn
     if drawn:
         with np.errstate(invalid="ignore"):  # of draws whose floor lies above the loss: both are infinite
             drawn["tokens_per_param"] = drawn["tokens"] / drawn["params"]
+    numbers = {"flops": point.flops, "params": n, "tokens": d, "tokens_per_param": d / n, "loss": said.loss}
     result: Json = {}
-    for name, value in point.items():
+    for name, value in numbers.items():
         result[name] = value
         result[f"{name}_interval"] = None if name in given else _interval(drawn.get(name, np.zeros(0)))
-    result["loss_interval"] = _loss_interval(f, n, d, repeated)
+    result["loss_interval"] = said.interval
     if repeated is not None:
         result |= {"unique_tokens": repeated, "epochs": max(1.0, d / repeated)}
     if loss is not None:
         result["loss"] = loss
     if f.held:
         result["held"] = f.held
+    rolling = f.forecast.rolling if f.forecast else []
     return plain(
         {
             **result,
-            "optimum_from": source,
+            "optimum_from": point.source,
+            "loss_from": said.source,
             "law": f.name,
             "convention": f.convention,
             "rows": f.rows,
-            "times_largest_flops": c / f.largest_flops if f.largest_flops else None,
+            "times_largest_flops": point.flops / f.largest_flops if f.largest_flops else None,
             "forced": f.forced,
+            "forms": said.forms,
+            "rolling": [asdict(one) for one in rolling],
         }
     )
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A run: where it lies, what that was taken from, and draws of params, tokens and flops where there are."""
+
+    params: float
+    tokens: float
+    flops: float
+    source: str
+    drawn: dict[str, Floats] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Said:
+    """A loss with its interval, what it was taken from, and each floor that it was averaged over."""
+
+    loss: float
+    interval: list[float] | None
+    source: str
+    forms: list[Json] = field(default_factory=list)
+
+
+def _as_given(params: float, tokens: float, flops: float | None) -> _Point:
+    c = flops or 6 * params * tokens
+    off = c / (6 * params * tokens)
+    if not 1 / MOST_OFF <= off <= MOST_OFF:
+        whole = 6 * params * tokens
+        raise BadInput(f"flops {c:g} is {off:.3g} times 6 N D = {whole:.3g}; give the run's own, or leave it out")
+    return _Point(params, tokens, c, "as given")
+
+
+def _of_one(f: Forecaster, name: str, value: float) -> _Point:
+    """Find the compute-optimal run of a C, N or D."""
+    if f.optimum is None:
+        best = f.law.optimum(**{name: value})
+        return _Point(best.params, best.tokens, best.flops, f.source, _optima(f, **{name: value}))
+    n_law, d_law = f.optimum
+    try:
+        n, d, c = _along((n_law.coef, n_law.exponent), (d_law.coef, d_law.exponent), name, value)
+    except (OverflowError, ZeroDivisionError):
+        raise NoForecast(
+            f"{f.name} has N* as C^{n_law.exponent:g} and D* as C^{d_law.exponent:g}, and no finite run of {name} "
+            f"{value:g}; fit more rows"
+        ) from None
+    n_draws, d_draws = map(_columns, f.optimum_draws)
+    drawn = dict(zip(("params", "tokens", "flops"), _along(n_draws, d_draws, name, value), strict=True))
+    return _Point(n, d, c, f.source, drawn)
+
+
+def _of_loss(f: Forecaster, loss: float) -> _Point:
+    """Find the compute-optimal run of a loss: the C at which the forecast is this, and N* and D* there."""
+    if f.forecast is None:
+        best = f.law.optimum(loss=loss)
+        return _Point(best.params, best.tokens, best.flops, "parametric" if f.rows else f.source, _optima(f, loss=loss))
+    flops, ends = f.forecast.flops_of(loss)
+    if flops is None:
+        raise BadInput(f"no compute-optimal run is forecast to have loss {loss:g}; ask for a higher loss, or for one "
+                       "below ln of the vocabulary")  # fmt: skip
+    along = _counted_along(f, flops)
+    point = _of_one(f, "flops", along)
+    if not point.drawn:
+        return point
+    n_draws, d_draws = map(_columns, f.optimum_draws)
+    if not len(n_draws[0]):
+        return replace(point, drawn={})
+    spread = [math.log(end / flops) if end else side * math.inf for end, side in zip(ends, (-1, 1), strict=True)]
+    normal = np.random.default_rng(0).standard_normal(len(n_draws[0])) / 1.96
+    log_c = np.log(along) + np.where(normal < 0, -normal * spread[0], normal * spread[1])
+    with np.errstate(over="ignore"):  # an unbounded end
+        c = np.exp(log_c)
+        n, d = (coef * c**exponent for coef, exponent in (n_draws, d_draws))
+    return replace(point, drawn={"params": n, "tokens": d, "flops": c})
+
+
+def _require_law(f: Forecaster, what: str) -> None:
+    """Raise NoForecast where the parametric law has to speak and is degenerate."""
+    if f.unsound:
+        raise NoForecast(
+            f"the parametric fit is {f.unsound}, and {what} is forecast by it; --force forecasts all the same"
+        )
+
+
+def _counted_along(f: Forecaster, flops: float) -> float:
+    """Turn 6 N* D* into the C of the optimum's own power laws, which may count it otherwise."""
+    if f.optimum is None:
+        return flops
+    n_law, d_law = f.optimum
+    product = n_law.exponent + d_law.exponent
+    return math.exp((math.log(flops / 6) - math.log(n_law.coef) - math.log(d_law.coef)) / product)
+
+
+def _foretell(f: Forecaster, params: float, tokens: float, exact: bool, unique: float | None) -> _Said:
+    """Give the loss of a run of exactly (N, D), or of an optimum.
+
+    Sizes farther from N* than those near the floor of the table are judged by the parametric law: it says by how much
+    their loss lies above the optimum's of the same C.
+    """
+    law = f.law if unique is None else _repeating(f, f.law, unique)
+    if f.forecast is None:
+        return _Said(float(law.loss(params, tokens)), _loss_interval(f, params, tokens, unique), "law")
+    c = 6 * params * tokens
+    far = exact and abs(math.log(params) - f.forecast.log_optimum(c)) > f.forecast.reach
+    said: Foretold = f.forecast.at(c, params if exact and not far else None)
+    shift = 0.0
+    if far or unique is not None:
+        _require_law(f, "a run so far from the optimum" if far else "a run that repeats data")
+        shift = math.log(float(law.loss(params, tokens)) / float(f.law.loss(params, tokens)))
+    if far:
+        shift += max(0.0, math.log(float(f.law.loss(params, tokens)) / f.law.optimum(flops=c).loss))
+    if shift:
+        said = said.shifted(shift, FAR_ERROR * abs(shift))
+    low, high = said.interval()
+    forms = [
+        {"form": f.forecast.shape, "floor": one.E, "floor_share": one.share, "weight": one.weight, "loss": loss}
+        for one, loss in zip(f.forecast.floors, said.losses.tolist(), strict=True)
+    ]
+    source = "forecast" + (" of the optimum, and the parametric law from there" if far else "")
+    return _Said(said.loss, [low, high], source, forms)
 
 
 def describe(said: Json) -> str:
@@ -284,6 +400,7 @@ def serve(f: Forecaster, loss: float, inference_tokens: float) -> Json:
     """Give the run that reaches a loss at the least FLOPs of training and serving so many tokens together."""
     if not 0 < inference_tokens <= LIMITS["tokens"][1]:
         raise BadInput(f"inference-tokens {inference_tokens:g} must be above 0 and at most {LIMITS['tokens'][1]:g}")
+    _require_law(f, "the run that is cheapest to serve")
     best = serving_optimum(f.law, loss, inference_tokens)
     drawn = [_served(law, loss, inference_tokens) for law in f.laws[:SEARCHES]]
     result: Json = {"inference_tokens": inference_tokens, **asdict(best)}
@@ -295,6 +412,7 @@ def serve(f: Forecaster, loss: float, inference_tokens: float) -> Json:
 
 def constrain(f: Forecaster, flops: float, unique_tokens: float) -> Json:
     """Give the best run of a compute when only so many tokens are unique (Muennighoff et al. 2023)."""
+    _require_law(f, "a run that repeats data")
     best = _repeating(f, f.law, unique_tokens).optimum(flops=flops)
     drawn = [_repeating(f, law, unique_tokens).optimum(flops=flops) for law in f.laws[:SEARCHES]]
     result: Json = {"unique_tokens": unique_tokens, **asdict(best), "epochs": best.tokens / unique_tokens}
@@ -307,19 +425,6 @@ def by_its_own_law(f: Forecaster, flops: float) -> Json:
     """Give the optimum of a budget by the parametric law, also where the forecaster's own is from an isoFLOP fit."""
     best = f.law.optimum(flops=flops)
     return plain({**asdict(best), "tokens_per_param": best.tokens / best.params, **_by_law(f)})
-
-
-def held_out_miss(source: str) -> str:
-    """Say by how much the run that a sweep held out missed its forecast; "" if it did not, or if there is none."""
-    path = Path(source) / "prediction_score.json"
-    scored = read_json(path).get("score", {}) if path.is_file() else {}
-    if scored.get("inside") is not False:
-        return ""
-    side = "over" if scored["predicted"] > scored["measured"] else "under"
-    return (
-        f"a held-out run of this sweep reached {scored['measured']:.4f} where {scored['predicted']:.4f} were forecast, "
-        f"outside the interval: beyond its runs this law {side}estimates losses"
-    )
 
 
 def _repeating(f: Forecaster, law: Law, unique_tokens: float) -> DataConstrainedLaw:
@@ -341,45 +446,3 @@ def _served(law: Law, loss: float, inference_tokens: float) -> Served | None:
         return serving_optimum(law, loss, inference_tokens)
     except BadInput:  # the floor of this draw is above the loss
         return None
-
-
-def register(prediction: Json, path: Path) -> None:
-    """Write a prediction with the UTC time and a sha256 over both; an existing file is BadInput and stays."""
-    content = {"prediction": prediction, "registered": datetime.now(UTC).isoformat(timespec="seconds")}
-    write_json(path, {**content, "sha256": _digest(content)}, replace=False)
-
-
-def score(path: Path, measured_loss: float, params: float, tokens: float) -> Json:
-    """Compare a registered prediction with what its run gave; write <stem>_score.json beside it and return it.
-
-    BadInput when the file was altered since, or when the run trained is not the run predicted.
-    """
-    record = read_json(path)
-    if not isinstance(record, dict):
-        raise BadInput(f"{path} is not a registered prediction; write one with gptjax predict LAW --register FILE")
-    content: Json = {name: record.get(name) for name in ("prediction", "registered")}
-    if record.get("sha256") != _digest(content):
-        raise BadInput(f"{path} does not match its sha256: it was altered after it was registered; predict a new run")
-    prediction: Json = content["prediction"]
-    for name, value in (("params", params), ("tokens", tokens)):
-        if abs(value / prediction[name] - 1) > SAME_RUN:
-            raise BadInput(
-                f"{path} predicts {name} {prediction[name]:g} and the run has {value:g}; score the run predicted"
-            )
-    ends = prediction["loss_interval"]
-    result = {
-        "sha256": record["sha256"],
-        "scored": datetime.now(UTC).isoformat(timespec="seconds"),
-        "predicted": prediction["loss"],
-        "measured": measured_loss,
-        "params": params,
-        "tokens": tokens,
-        "log_error": float(np.log(prediction["loss"] / measured_loss)),
-        "inside": None if ends is None else bool(ends[0] <= measured_loss <= ends[1]),
-    }
-    write_json(path.with_name(f"{path.stem}_score.json"), {"score": result})
-    return result
-
-
-def _digest(content: Json) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()

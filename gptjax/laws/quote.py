@@ -17,6 +17,7 @@ from gptjax.files import read_json
 from gptjax.laws.approaches import BY_NAME, BY_TRUST
 from gptjax.laws.codec import Json
 from gptjax.laws.record import Analysis, Ends, IsoflopFound
+from gptjax.laws.registered import failed_assumption, half_widths
 from gptjax.laws.table import short
 from gptjax.laws.words import form_words
 
@@ -63,7 +64,7 @@ def read_forecast(directory: Path) -> Json:
     if not all(path.is_file() for path in paths):
         return {}
     record, scored = map(read_json, paths)
-    return {"interval": record["prediction"]["loss_interval"], **scored["score"]}
+    return {"said": record["prediction"], **scored["score"]}
 
 
 def extent(law: Analysis) -> str:
@@ -187,16 +188,17 @@ def _coverage(law: Analysis, name: str) -> Iterator[tuple[bool, str]]:
 def _scored(forecast: Json) -> Iterator[tuple[bool, str]]:
     if not forecast:
         return
-    said, got, ends = forecast["predicted"], forecast["measured"], forecast["interval"]
-    told = f"a held-out run of {short(forecast['params'])} parameters reached {got:.4f} nats where {said:.4f}"
+    predicted, got, ends = forecast["predicted"], forecast["measured"], forecast["said"]["loss_interval"]
+    told = f"a held-out run of {short(forecast['params'])} parameters reached {got:.4f} nats where {predicted:.4f}"
     if not ends:
-        yield abs(got / said - 1) < 0.01, f"{told} were forecast, without an interval"
+        yield abs(got / predicted - 1) < 0.01, f"{told} were forecast, without an interval"
         return
-    edge = ends[1] if got > said else ends[0]
-    widths = abs(got - said) / abs(edge - said) if edge != said else float("inf")
     low, high = (f"{end:.4f}" for end in ends)
     held = bool(forecast["inside"])
-    verdict = "inside the interval" if held else f"a miss by {widths:.1f} half-widths of the interval"
+    verdict = "inside the interval"
+    if not held:
+        widths = half_widths(forecast["said"], got)
+        verdict = f"a miss by {widths:.1f} half-widths of the interval ({failed_assumption(forecast['said'], got)})"
     yield held, f"{told} ({low} to {high}) were forecast, {verdict}"
 
 

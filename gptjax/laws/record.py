@@ -14,6 +14,7 @@ from gptjax.errors import BadInput
 from gptjax.files import read_json
 from gptjax.laws.codec import OMITTED, Json, read, written
 from gptjax.laws.fit import Choices, Resample, Status
+from gptjax.laws.forecast import Forecast
 from gptjax.laws.forms import CHINCHILLA
 from gptjax.laws.law import Law
 from gptjax.laws.published import PUBLISHED
@@ -316,6 +317,7 @@ class Analysis:
     forms: list[FittedForm] | None = field(default=None, metadata=OMITTED)  # other forms of the law on the same rows
     extrapolation: list[Cut] | None = field(default=None, metadata=OMITTED)  # what less compute would have said
     coverage: dict[str, Covered] | None = field(default=None, metadata=OMITTED)  # by approach, where it was counted
+    forecast: Forecast | None = field(default=None, metadata=OMITTED)  # what losses beyond the rows are forecast by
     quote: dict[str, str] = field(default_factory=dict)  # what to quote, why it, what speaks against it
 
     def to_json(self) -> Json:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from gptjax.errors import BadInput
 from gptjax.files import read_json, write_file, write_json
-from gptjax.laws import plot, plot_doubt
+from gptjax.laws import plot, plot_doubt, plot_forecast
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.approaches import BY_NAME, BY_TRUST
 from gptjax.laws.checks import read_curves, read_runs
@@ -25,6 +25,7 @@ from gptjax.laws.page import page, picture, say_flops, say_interval, say_percent
 from gptjax.laws.quote import quote, read_forecast
 from gptjax.laws.reading import read_rows
 from gptjax.laws.record import Analysis, Covered, EnvelopeFound, FittedForm, ParametricFound
+from gptjax.laws.registered import failed_assumption, half_widths
 from gptjax.laws.robustness import BEYOND, CHOICE_DRAWS, GAP
 from gptjax.laws.table import Curve, Runs, short
 
@@ -37,6 +38,7 @@ LEADING = (
 CURVES = 300  # drawn of each figure; lines beyond cannot be told apart
 TITLE = "A scaling law"
 
+FORECASTS = (1, 3, 10, 30)  # times the largest budget, of which losses are listed
 NOMINAL = 0.95  # share of simulated sweeps in which an interval should hold the truth
 
 
@@ -90,6 +92,7 @@ def write_report(
         *_law(rows, law, curves),
         *_doubt(rows, law),
         *_choices(law),
+        *_forecast(rows, law, record.get("prediction"), score),
         *_extrapolation(law),
         *_prediction(rows, law, record, score),
         *_rows(directory / "runs.csv", law),
@@ -357,6 +360,48 @@ def _choices(law: Analysis) -> Iterator[_Plate | str]:
         yield table(["approach", "choice", "status", "reason"], cells) + "</details>"
 
 
+def _forecast(rows: Runs, law: Analysis, said: Json | None, score: Json | None) -> Iterator[_Plate | str]:
+    """Show the losses that are forecast beyond the rows, and how such forecasts did within them."""
+    found = law.forecast
+    if not found:
+        return
+    yield "<h2>Beyond the largest budget</h2>"
+    if not found.ok:
+        yield f"<p>No forecast: {escape('; '.join(found.reasons))}.</p>"
+        return
+    caption = (
+        f"The loss of compute-optimal runs, averaged over {len(found.floors)} floors: constant parts <i>E</i> of the "
+        f"loss, each weighed by how well it fits the {found.rows_near:.0f} rows near the floor, counted by weight. "
+        "Thin lines are single floors, the darker the more weight. The band allows for the noise of one run."
+    )
+    draw: Callable[..., Figure] = partial(plot_forecast.losses_forecast, rows, found, said, score)
+    yield _Plate("forecast", "The losses that are forecast", caption, draw)
+    lines: list[list[Any]] = []
+    for times in FORECASTS:
+        flops = times * float(np.exp(found.top))
+        each = found.at(flops)
+        lines.append([f"{times:g} times the largest", say_flops(flops), f"{each.loss:.4f}",
+                      say_interval(each.interval(), 4)])  # fmt: skip
+    yield table(["budget", "C = 6ND", "loss forecast", "95 % of runs"], lines)
+    if found.rolling:
+        yield (
+            "<p>Such forecasts within the table: fitted to less compute, each foretells the best run of the largest "
+            f"budget. {_stretch_words(found.stretch)}</p>"
+        )
+        lines = [
+            [f"{one.rows} rows up to {say_flops(one.max_flops)}", f"{one.times:.2g}", f"{one.predicted:.4f}",
+             say_interval(one.interval, 4), f"{one.measured:.4f}", "inside" if one.inside else "missed"]
+            for one in found.rolling
+        ]  # fmt: skip
+        yield table(["fitted to", "times C", "forecast", "95 %", "measured", "verdict"], lines)
+
+
+def _stretch_words(stretch: float) -> str:
+    if stretch <= 1:
+        return "They missed by no more than they said, and the spread above is as it came out."
+    return f"They missed by more than they said, and the spread above was widened {stretch:.2g} times."
+
+
 def _extrapolation(law: Analysis) -> Iterator[_Plate | str]:
     """Show what a sweep with less compute would have said."""
     cuts = law.extrapolation
@@ -395,6 +440,9 @@ def _prediction(rows: Runs, law: Analysis, record: Json, score: Json | None) -> 
         text += f"It reached <b>{score['measured']:.4f}</b>{verdict}; log predicted &minus; log measured is {error}."
     else:
         text += "It has not been scored yet."
+    if score and score["inside"] is False:
+        widths, why = half_widths(said, score["measured"]), failed_assumption(said, score["measured"])
+        text += f" That is a miss by {widths:.1f} half-widths of the interval: {escape(why)}."
     yield "<h2>A prediction, and what came of it</h2>"
     yield f"<p>{text}</p>"
     yield f'<p class="note muted">sha256 {escape(record["sha256"])}</p>'

@@ -30,8 +30,9 @@ from gptjax.laws.checks import read_runs
 from gptjax.laws.coverage import affordable
 from gptjax.laws.drawn import to_png
 from gptjax.laws.plot import loss_by_arm
-from gptjax.laws.predict import NoForecast, forecaster, predict, register, score
+from gptjax.laws.predict import NoForecast, forecaster, predict
 from gptjax.laws.quote import as_text
+from gptjax.laws.registered import register, score
 from gptjax.laws.report import write_report
 from gptjax.laws.table import Floats
 from gptjax.run.initial_weights import with_resolved_origin

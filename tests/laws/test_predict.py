@@ -17,15 +17,13 @@ from gptjax.laws.predict import (
     constrain,
     describe,
     forecaster,
-    held_out_miss,
     predict,
     read_forecaster,
-    register,
-    score,
     serve,
 )
 from gptjax.laws.published import BESIROGLU_2024
 from gptjax.laws.record import Analysis
+from gptjax.laws.registered import held_out_miss, register, score
 from gptjax.laws.simulate import ladder, simulate
 
 OPTIMIZED = True
@@ -48,7 +46,7 @@ def test_each_question_finds_the_planted_optimum_within_its_interval(law):
             low, high = said[f"{other}_interval"]
             assert low < getattr(best, other) < high, (name, other)
             assert said[other] == pytest.approx(getattr(best, other), rel=0.5)
-        assert said["optimum_from"] == ("parametric" if name == "loss" else "isoflop")
+        assert said["optimum_from"] == "isoflop"  # one optimum, whatever is asked
         assert said["loss_interval"][0] < LAW.loss(said["params"], said["tokens"]) < said["loss_interval"][1]
     exact = predict(f, params=200_000, tokens=8_000_000)
     assert exact["flops"] == 9.6e12 and exact["optimum_from"] == "as given" and exact["params_interval"] is None
@@ -89,6 +87,11 @@ def test_a_degenerate_law_forecasts_only_when_forced(law):
         forecaster(bad)
     outside = json.loads(json.dumps(law))
     outside["approaches"]["parametric"] |= {"status": "degenerate", "reasons": ["E is above the least loss"]}
+    beside = forecaster(Analysis.from_json(outside))  # isoFLOP gives the optimum and the floor the loss
+    assert predict(beside, flops=1e13)["optimum_from"] == "isoflop" and not beside.forced
+    with pytest.raises(NoForecast, match="E is above the least loss.*cheapest to serve.*--force"):
+        serve(beside, 3.0, 1e9)
+    outside["approaches"]["isoflop"]["status"] = "degenerate"
     with pytest.raises(NoForecast, match="--force"):
         forecaster(Analysis.from_json(outside))
     said = predict(forecaster(Analysis.from_json(outside), force=True), flops=1e13)
@@ -160,6 +163,7 @@ def test_a_degenerate_law_says_so_and_how_to_use_it_all_the_same(tmp_path):
     law = fit_all(RUNS, tables=False).to_json()
     fitted = law["approaches"]["parametric"]
     fitted |= {"status": "degenerate", "reasons": ["E is near 0"]}
+    law["approaches"]["isoflop"]["status"] = "degenerate"
     write_json(tmp_path / "law.json", law)
     with pytest.raises(NoForecast, match=r"degenerate \(E is near 0\).*--force"):
         read_forecaster(str(tmp_path))

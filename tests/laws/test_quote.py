@@ -90,12 +90,15 @@ def test_approaches_that_agree_speak_for_it_and_others_against(law):
 
 
 def test_a_forecast_is_told_by_its_miss_in_half_widths(law, tmp_path):
-    missed = quote(law, SCORE | {"interval": [2.37, 2.43]})
+    said = {"loss": 2.4, "loss_interval": [2.37, 2.43]}
+    missed = quote(law, SCORE | {"said": said})
     assert "a miss by 1.5 half-widths" in missed["against"]
-    assert "inside the interval" in quote(law, SCORE | {"interval": [2.3, 2.5], "inside": True})["why"]
-    assert "without an interval" in quote(law, SCORE | {"interval": None, "inside": None})["against"]
+    held = SCORE | {"said": said | {"loss_interval": [2.3, 2.5]}, "inside": True}
+    assert "inside the interval" in quote(law, held)["why"]
+    bare = SCORE | {"said": said | {"loss_interval": None}, "inside": None}
+    assert "without an interval" in quote(law, bare)["against"]
     assert read_forecast(tmp_path) == {}
-    write_json(tmp_path / "prediction.json", {"prediction": {"loss_interval": [2.37, 2.43]}})
+    write_json(tmp_path / "prediction.json", {"prediction": said})
     write_json(tmp_path / "prediction_score.json", {"score": SCORE})
     assert quote(law, read_forecast(tmp_path)) == missed
 

@@ -21,8 +21,9 @@ from gptjax.laws.checks import read_curves, read_runs
 from gptjax.laws.fit import Choices
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.page import picture
-from gptjax.laws.predict import forecaster, predict, register
+from gptjax.laws.predict import forecaster, predict
 from gptjax.laws.record import Analysis
+from gptjax.laws.registered import register
 from gptjax.laws.report import write_report
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.style import TWINS
@@ -98,9 +99,9 @@ def test_the_page_needs_nothing_else_and_every_name_in_it_is_its_own(made, law):
     assert len(re.findall("href=", page)) == len(re.findall('href="#', page))
     pictures = {path.stem for path in (directory / "figures").glob("*.png")}
     assert {"isoflop", "optimum", "loss_compute", "contours", "residuals", "training"} < pictures
-    assert {"bootstrap", "profile", "influence", "choices", "extrapolation", "prediction"} < pictures
+    assert {"bootstrap", "profile", "influence", "choices", "extrapolation", "forecast", "prediction"} < pictures
     for drawing in ("<figure>", '<svg class="narrow"', '<svg class="wide"'):
-        assert page.count(drawing) == len(pictures) == 12
+        assert page.count(drawing) == len(pictures) == 13
     assert f"{law['approaches']['isoflop']['a']:.3f}" in page and "d8 has no room" in page and len(page) < 1.5e6
     assert not list(directory.glob(".*"))  # no half-written file left behind
 

@@ -1,0 +1,162 @@
+"""Do forecasts hold? Many small sweeps, each with runs at 3 and at 10 times its largest budget that no fit has seen.
+
+    python experiments/forecasts.py --dir runs/forecasts            # 2 CPU cores, about an hour
+    python experiments/forecasts.py --dir runs/forecasts --score    # what was trained, scored again
+
+The sweeps differ in text, tokenizer, context, optimizer, schedule, shape of the grid and width of its range. Each is
+fitted, the sizes nearest to its predicted optima are trained at 3 and 10 times its largest budget, and the forecast of
+each of these runs is scored. docs/laws.md has the table that this prints.
+"""
+
+import argparse
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gptjax.config import EvalConfig, RunConfig, SaveConfig
+from gptjax.data.loader import DataConfig, Source
+from gptjax.data.text_files import in_folder
+from gptjax.execution import Execution
+from gptjax.jobs.process import settle, use_compilation_cache
+from gptjax.models.gpt import GPTConfig
+from gptjax.sweep.ledger import Ledger
+from gptjax.sweep.local import execute
+from gptjax.sweep.loop import write_tables
+from gptjax.sweep.plan import Speed, SweepConfig, holdout_run, make_plan
+from gptjax.sweep.rules import Rule, always, power
+from gptjax.train.optim import OptimConfig
+
+BEYOND = (3.0, 10.0)  # times the largest budget
+ADAMW = power(0.0085, at_params=14.4e3, exponent=-0.3)  # as tuned for chinchilla/quick.py
+
+
+def width(vocab_size: int, context: int = 64, **settings: object) -> Callable[[int], GPTConfig]:
+    """Two layers of LLaMA's kind at a width."""
+    base = GPTConfig(
+        vocab_size=vocab_size, context=context, n_layers=2, n_heads=2, norm="rmsnorm", bias=False, positions="rope",
+        init_std=0.0,
+    )  # fmt: skip
+    return lambda d_model: replace(base, d_model=d_model, **settings)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A small sweep, and what of it differs from the others."""
+
+    corpus: str
+    tokenizer: str
+    shape: Callable[[int], GPTConfig]
+    budgets: tuple[float, ...] = ()
+    horizons: tuple[float, ...] = ()
+    sizes: tuple[int, ...] = (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+    optim: OptimConfig = OptimConfig(schedule="wsd", cooldown=0.2, b2=0.95, weight_decay=0.1)
+    lr: Rule = ADAMW
+    batch: int = 512
+    windows: int = 2048
+    ratios: tuple[float, float] = (2.2, 150.0)
+
+    def sweep(self) -> SweepConfig:
+        return SweepConfig(
+            base=RunConfig(
+                data=DataConfig(sources=(Source(self.corpus),), tokenizer=self.tokenizer),
+                optim=self.optim,
+                execution=Execution(scan=False),
+                steps_per_call=20,
+                log_every=20,
+                evaluate=EvalConfig(sequences=self.windows, batch=64),
+                save=SaveConfig(every=10**9),
+                trackers=(),
+            ),
+            budgets=self.budgets,
+            horizons=self.horizons,
+            sizes=self.sizes,
+            shape=self.shape,
+            lr=self.lr,
+            batch_tokens=always(self.batch),
+            warmup_tokens=always(50 * self.batch),
+            tokens_per_param=self.ratios,
+            speed=Speed(5.5e10, 2.5e-3, 3.0),
+            workers=2,
+        )
+
+
+def packages(*endings: str) -> str:
+    """Name the corpus that the files of this Python's installed packages make."""
+    return in_folder(sysconfig.get_path("purelib"), list(endings))
+
+
+WSD = Case.optim
+CASES: dict[str, Callable[[], Case]] = {
+    "python": lambda: Case("python", "sentencepiece:512", width(512), (3e10, 6e10, 1.2e11, 2.4e11)),
+    "python, narrow": lambda: Case("python", "sentencepiece:512", width(512), (8e10, 1.4e11, 2.4e11), windows=512),
+    "python, wide": lambda: Case("python", "sentencepiece:512", width(512), (1e10, 3e10, 9e10, 2.7e11)),
+    "python, bytes": lambda: Case("python", "bytes", width(257), (2e10, 5e10, 1.2e11, 3e11)),
+    "python, 1024 pieces": lambda: Case("python", "sentencepiece:1024", width(1024), (5e10, 1.2e11, 3e11)),
+    "python, context 128": lambda: Case("python", "sentencepiece:512", width(512, 128), (3e10, 8e10, 2e11)),
+    "python, context 32": lambda: Case("python", "sentencepiece:512", width(512, 32), (2e10, 5e10, 1.2e11, 3e11)),
+    "python, cosine": lambda: Case(
+        "python", "sentencepiece:512", width(512), (3e10, 8e10, 2e11),
+        optim=replace(WSD, schedule="cosine"),
+    ),
+    "python, Muon": lambda: Case(
+        "python", "sentencepiece:512", width(512), (3e10, 6e10, 1.2e11, 2.4e11),
+        optim=replace(WSD, name="muon"), lr=power(0.012, at_params=14.4e3, exponent=-0.3),
+    ),
+    "python, Lion": lambda: Case(
+        "python", "sentencepiece:512", width(512), (3e10, 8e10, 2e11),
+        optim=replace(WSD, name="lion", b1=0.9, b2=0.98, weight_decay=0.5),
+        lr=power(0.0012, at_params=14.4e3, exponent=-0.3),
+    ),
+    "C headers": lambda: Case(in_folder("/usr/include", [".h"]), "sentencepiece:512", width(512), (3e10, 8e10, 2e11)),
+    "packages": lambda: Case(packages(".py", ".pyi"), "sentencepiece:512", width(512), (3e10, 8e10, 2e11)),
+    "notes of packages": lambda: Case(
+        packages(".rst", ".md", ".txt"), "sentencepiece:512", width(512), (2e10, 5e10, 1.2e11)
+    ),
+    "few windows": lambda: Case("python", "sentencepiece:512", width(512), (2e10, 5e10, 1.2e11), windows=256),
+    "scattered": lambda: Case(
+        "python", "sentencepiece:512", width(512), horizons=(1.2e5, 3e5, 7e5, 1.6e6), sizes=(8, 12, 16, 20, 24),
+    ),
+    "GPT-2 layers": lambda: Case(
+        "python", "sentencepiece:512",
+        width(512, norm="layernorm", bias=True, positions="learned"), (3e10, 8e10, 2e11),
+    ),
+}  # fmt: skip
+
+
+LARGER = (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128)  # sizes of runs beyond the budgets
+
+
+def train(name: str, case: Case, directory: Path) -> None:
+    """Train a case's cells, and then its runs beyond: of about the best size at the largest budget, grown as C^.5.
+
+    No law chooses the size, so that these runs stay the same when the laws are improved.
+    """
+    sweep = case.sweep()
+    plan = make_plan(sweep)
+    execute(plan, directory, workers=2)
+    rows = Ledger(directory).rows()
+    cells = [run for run in plan.runs if run.role == "cell"]
+    best = min(cells, key=lambda run: rows[run.name].get("loss") or float("inf"))
+    top = max(run.flops for run in cells)
+    for factor in BEYOND:
+        larger = replace(sweep, holdout=factor * top, holdout_sizes=LARGER)
+        run = holdout_run(larger, best.params * (factor * top / best.flops) ** 0.5)
+        plan = replace(plan, runs=(*plan.runs, run))
+    execute(plan, directory, workers=2)
+    write_tables(plan, directory)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, default=Path("runs/forecasts"))
+    parser.add_argument("--only", nargs="*", default=list(CASES), metavar="CASE")
+    args = parser.parse_args()
+    for name in args.only:
+        train(name, CASES[name](), args.dir / name.replace(", ", "-").replace(" ", "-"))
+
+
+if __name__ == "__main__":
+    settle()
+    use_compilation_cache()
+    main()

@@ -1,0 +1,242 @@
+"""Forecast losses beyond the largest budget, averaged over every plausible floor by how well each fits the rows.
+
+What is not known of a loss beyond the rows is, above all, how much of it is a constant: the floor E. A forecast here is
+the average over E, from none (and below: see valley.py) to nine tenths of the least loss; its interval is as wide as
+the valleys that fit disagree, and as the slope of the floor is known to drift. The same forecasts are made from less
+compute within the table, and scored there: `rolling`.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import ndtr
+from scipy.stats import t as student
+
+from gptjax.laws.law import Floats
+from gptjax.laws.published import PUBLISHED
+from gptjax.laws.table import Runs, short
+from gptjax.laws.valley import CHINCHILLA_SHAPE, FEWEST, SHAPES, VALLEY, Fitted, fit_shape, nearness
+
+SHARES = 1 - np.geomspace(2.5, 0.1, 16)  # E over the least loss
+FALLS_SD = 0.5  # of the prior of log(1 - share): about a published law's at the largest budget, within LIKELY
+LIKELY = (0.3, 0.8)
+TRUST = 0.5  # power of the likelihood: rows share seeds, rates and shapes, and are not as many as they seem
+LEAST_NOISE = 0.0015  # of log loss: no table is cleaner
+DRIFT = 0.1  # relative sd of the slope of the floor beyond the rows, as measured: docs/laws.md
+CUTS = (2.5, 5.0, 10.0)  # rolling forecasts are made from rows up to the largest budget over each
+BELIEVED = 2.0  # rolling forecasts' worth of trust that the spread is right before they are looked at
+LEAST_SIDE = 0.15  # of the weights of rows, on either side of the optimum
+SAME_BUDGET = 1.1  # C within this factor
+LOG_FLOPS = (math.log(1e3), math.log(1e40))  # where the budget of a loss is sought
+LEVEL = 1.96  # standard deviations of a normal on either side of which 2.5 % lie
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A valley with one floor: log L = log(E + exp(k - g x)) + q u^2; laws/valley.py says what the letters mean."""
+
+    share: float  # E over the least loss of the rows near the floor
+    weight: float  # of this valley in the forecast; all add up to 1
+    E: float  # the constant part of the loss, in nats; negative where losses fall faster than a power law
+    theta: list[float]  # k, g, m, a and log q
+    covariance: list[list[float]]  # of theta
+    noise: float  # standard deviation of one run's log loss about the valley
+
+
+@dataclass(frozen=True)
+class Rolling:
+    """A forecast of the table's own best run at its largest budget, made from less compute."""
+
+    max_flops: float  # the rows up to this C were fitted
+    rows: int  # how many these are
+    times: float  # C of the run over that
+    run: str  # its name
+    predicted: float  # forecast of its loss, in nats a token
+    interval: tuple[float, float]  # 95 % interval of the forecast
+    measured: float  # its loss
+    log_error: float  # log predicted - log measured
+    inside: bool  # whether the interval holds the loss
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What forecasts losses: valleys about one centre, and how their forecasts did within the table."""
+
+    status: str  # ok, or refused: the rows draw no floor
+    reasons: list[str]  # why, with what to add
+    shape: str = ""  # what was fitted: valley; chinchilla where the sizes do not lie about the optimum
+    rows_near: float = 0.0  # rows near the floor, each counted by its weight
+    log_params: float = 0.0  # log N about which theta is written
+    log_flops: float = 0.0  # log C about which theta is written; C = 6ND
+    top: float = 0.0  # log of the largest C of the rows
+    reach: float = 0.0  # log of N over N* of the rows near the floor that are farthest from it
+    freedom: float = 1.0  # degrees of freedom of the noise
+    stretch: float = 1.0  # by how much the spread was widened, because rolling forecasts missed by more than it
+    floors: list[Floor] = field(default_factory=list)  # the valleys, from the least floor
+    rolling: list[Rolling] = field(default_factory=list)  # forecasts made within the table, from the largest cut
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+    def at(self, flops: float, params: float | None = None, *, noisy: bool = True) -> "Foretold":
+        """Forecast the loss of a run of this C = 6ND and N, or of the compute-optimal one where N is None.
+
+        The interval allows for the noise of one run, unless that is asked for without (`noisy`).
+        """
+        fitted = self._fitted
+        x = np.array([math.log(flops)])
+        value, slopes = fitted.log_loss(None if params is None else np.log([params]), x)
+        covariance, weights = fitted.information, np.array([one.weight for one in self.floors])
+        own = np.maximum(0, np.einsum("vi,vij,vj->v", slopes[:, 0], covariance, slopes[:, 0]))
+        drift = DRIFT * fitted.slope(self.top) * max(0.0, float(x[0]) - self.top)
+        mean = float(weights @ value[:, 0])
+        apart = self.stretch * (value[:, 0] - mean)  # how the floors disagree
+        noise = fitted.squares if noisy else 0.0
+        few = student.ppf(0.975, max(2.0, self.freedom)) / LEVEL  # the noise is known from few rows
+        spread = few * np.sqrt((own + drift**2) * self.stretch**2 + noise)
+        return Foretold(mean, mean + apart, spread, weights, np.exp(value[:, 0]))
+
+    def log_optimum(self, flops: float) -> float:
+        """Give log N* of a C = 6ND, averaged over the floors."""
+        return float(np.array([one.weight for one in self.floors]) @ self._fitted.log_optimum(np.log([flops]))[:, 0])
+
+    def flops_of(self, loss: float) -> tuple[float | None, list[float | None]]:
+        """Give the C = 6ND at which the compute-optimal loss is this, and its 95 % interval; None where none is found.
+
+        The interval is of the C at which the band of losses, without the noise of a run, holds this loss.
+        """
+
+        def found(side: int | None) -> float | None:
+            def above(x: float) -> float:
+                said = self.at(math.exp(x), noisy=False)
+                return (said.loss if side is None else said.interval()[side]) - loss
+
+            low, high = above(LOG_FLOPS[0]), above(LOG_FLOPS[1])
+            return math.exp(brentq(above, *LOG_FLOPS, xtol=1e-9)) if low > 0 > high else None
+
+        return found(None), [found(0), found(1)]
+
+    @property
+    def _fitted(self) -> Fitted:
+        """The floors as fitted: `squares` holds the variance of a run, `information` the covariance of theta."""
+        columns = ("E", "theta", "noise", "covariance")
+        E, theta, noise, covariance = (np.array([getattr(one, name) for one in self.floors]) for name in columns)
+        centre, top = (self.log_params, self.log_flops), np.full(len(E), self.top)
+        return Fitted(SHAPES[self.shape], E, theta, noise**2, covariance, centre, top)
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """The forecast of one loss: a mixture of normals in log loss, one for each valley."""
+
+    log_loss: float
+    means: Floats
+    spread: Floats
+    weights: Floats
+    losses: Floats  # of each valley
+
+    @property
+    def loss(self) -> float:
+        return math.exp(self.log_loss)
+
+    @property
+    def sd(self) -> float:
+        """The standard deviation of the log loss."""
+        return float(np.sqrt(self.weights @ ((self.means - self.log_loss) ** 2 + self.spread**2)))
+
+    def shifted(self, by: float, sd: float) -> "Foretold":
+        """Give the forecast of a log loss that lies higher by so much, with an error of its own."""
+        spread = np.sqrt(self.spread**2 + sd**2)
+        return Foretold(self.log_loss + by, self.means + by, spread, self.weights, self.losses * math.exp(by))
+
+    def interval(self) -> tuple[float, float]:
+        """Give the 95 % interval of the loss."""
+        low, high = (self._quantile(level) for level in (0.025, 0.975))
+        return math.exp(low), math.exp(high)
+
+    def _quantile(self, level: float) -> float:
+        ends = (self.means - 9 * self.spread).min(), (self.means + 9 * self.spread).max()
+        return brentq(lambda y: float(self.weights @ ndtr((y - self.means) / self.spread)) - level, *ends, xtol=1e-9)
+
+
+def forecast(runs: Runs) -> Forecast:
+    """Fit valleys to the rows near the floor, and to those of them at less compute; refuse where they draw no floor."""
+    n, x, y = np.log(runs.params), np.log(6 * runs.params * runs.tokens), np.log(runs.loss)
+    whole = _fit(n, x, y)
+    if not whole.ok:
+        return whole
+    top = np.flatnonzero(x > x.max() - math.log(SAME_BUDGET))
+    best = top[y[top].argmin()]
+    rolling, misses = [], []
+    for cut in CUTS:
+        early = x <= x[best] - math.log(cut) + 1e-9
+        part = _fit(n[early], x[early], y[early])
+        if part.ok:
+            said = part.at(math.exp(x[best]), float(runs.params[best]))
+            low, high = said.interval()
+            measured = float(runs.loss[best])
+            rolling.append(
+                Rolling(
+                    math.exp(x[early].max()), int(early.sum()), math.exp(x[best] - x[early].max()), runs.run[best],
+                    said.loss, (low, high), measured, said.log_loss - math.log(measured), low <= measured <= high,
+                )
+            )  # fmt: skip
+            misses.append((said.log_loss - math.log(measured)) / said.sd)
+    stretch = math.sqrt((BELIEVED + sum(miss**2 for miss in misses)) / (BELIEVED + len(misses)))
+    return Forecast(**{**vars(whole), "stretch": max(1.0, stretch), "rolling": rolling})
+
+
+def _fit(n: Floats, x: Floats, y: Floats) -> Forecast:
+    if refused := _shortage(n, x):
+        return Forecast("refused", [refused])
+    shape = VALLEY
+    weights = nearness(shape, n, x, y)
+    E = SHARES * math.exp(y.min())
+    fitted = fit_shape(shape, n, x, y, np.tile(weights, (len(E), 1)), E)
+    if not _bracketed(fitted, n, x, weights):
+        shape, E = CHINCHILLA_SHAPE, E[SHARES >= 0]
+        weights = nearness(shape, n, x, y)
+        fitted = fit_shape(shape, n, x, y, np.tile(weights, (len(E), 1)), E)
+    shares, rows = E / math.exp(y.min()), float(weights.sum())
+    freedom = max(1.0, rows**2 / float(weights @ weights) - fitted.theta.shape[1])
+    noise = np.sqrt(fitted.squares / freedom + LEAST_NOISE**2)
+    likely = float(np.clip(_share(math.exp(x.max())), *LIKELY))
+    score = -0.5 * (np.log((1 - shares) / (1 - likely)) / FALLS_SD) ** 2 - TRUST * freedom * np.log(noise)
+    weight = np.exp(score - score.max())
+    weight /= weight.sum()
+    covariance = np.linalg.pinv(fitted.information, hermitian=True) * (noise**2)[:, None, None]
+    floors = [
+        Floor(float(shares[i]), float(weight[i]), float(E[i]), fitted.theta[i].tolist(), covariance[i].tolist(),
+              float(noise[i]))
+        for i in range(len(E))
+    ]  # fmt: skip
+    middle = weight @ fitted.log_optimum(x)
+    reach = float(np.abs(n - middle)[weights > math.exp(-1)].max())
+    return Forecast("ok", [], shape.name, rows, *fitted.centre, float(x.max()), reach, freedom, 1.0, floors)
+
+
+def _bracketed(fitted: Fitted, n: Floats, x: Floats, weights: Floats) -> bool:
+    """Say whether the rows near the floor lie on both sides of it, as most valleys have it."""
+    u = n - fitted.log_optimum(x)
+    sides = [(weights * (sign * u > 0)).sum(axis=1) / weights.sum() for sign in (-1, 1)]
+    return bool(np.median(np.minimum(*sides)) > LEAST_SIDE)
+
+
+def _shortage(n: Floats, x: Floats) -> str:
+    if len(n) < FEWEST:
+        return f"{len(n)} rows draw no floor of losses; run at least {FEWEST}"
+    if len(np.unique(np.round(n, 2))) < 3 or np.ptp(x) < math.log(3):
+        return (
+            f"{len(np.unique(n))} sizes over {short(math.exp(np.ptp(x)))}x of compute draw no floor of losses; run 3 "
+            "sizes or more over at least 3x"
+        )
+    return ""
+
+
+def _share(flops: float) -> float:
+    """Give the share that the constant has of the compute-optimal loss by the law of Besiroglu et al. 2024."""
+    law = PUBLISHED["besiroglu-2024"]
+    return law.E / law.optimum(flops=flops).loss  # type: ignore[attr-defined]
