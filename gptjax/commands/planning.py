@@ -27,8 +27,9 @@ def run_plan(args: argparse.Namespace) -> None:
     if args.form:
         form_of(args.form)
     from gptjax.files import plain, write_json
-    from gptjax.laws import design
     from gptjax.laws.checks import read_runs
+    from gptjax.laws.design import describe_design, propose
+    from gptjax.laws.extension import describe_extension, next_cells
     from gptjax.laws.predict import PUBLISHED, read_forecaster, read_law
 
     forecaster = read_forecaster(args.law, force=True)
@@ -42,12 +43,12 @@ def run_plan(args: argparse.Namespace) -> None:
         if args.law not in PUBLISHED:
             done = done.counted(read_law(args.law).settings.convention)
         done = done.tuned()
-        plan = design.next_cells(
-            law, done.params, done.tokens, args.flops, noise=noise, goal=goal, target_flops=args.target
-        )
+        plan = next_cells(law, done.params, done.tokens, args.flops, noise=noise, goal=goal, target_flops=args.target)
+        text = describe_extension(plan)
     else:
         settings = {"target_flops": args.target, "cooldown": args.cooldown, "runs": args.runs}
-        plan = design.propose(law, args.flops, noise=noise, goal=goal, **settings)
+        plan = propose(law, args.flops, noise=noise, goal=goal, **settings)
+        text = describe_design(plan)
     if args.json:
         write_json(args.json, plain(plan))
-    print(design.describe(plan))
+    print(text)
