@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from gptjax.commands.arguments import Verb, directory, load, tables_of, writable
 from gptjax.commands.laws import form_of
+from gptjax.commands.training import glob_of
 from gptjax.errors import BadInput
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def add(verb: Verb) -> None:
 
     own = plan.add_argument_group("a sweep of a FILE, or of your own text").add_argument
     own("--corpus", metavar="DIR", help="any corpus that `gptjax data` reads, or what it wrote")
+    own("--ext", metavar="ENDING,...", help="read the files of the corpus folder with these endings, as pm,pl")
     own("--tokenizer", default="", help="bytes, sentencepiece:VOCABULARY or a folder (default: by --vocab)")
     own("--vocab", type=int, metavar="V", help="pieces of the tokenizer (default: 512 on a CPU, else 4096)")
     own("--context", type=int, metavar="T", help="tokens a model sees (default: 64 on a CPU, else 512)")
@@ -62,7 +64,7 @@ def check_asked(args: argparse.Namespace) -> None:
     if args.corpus and args.minutes is None:
         raise BadInput(f"--corpus {args.corpus} needs --minutes M, the time that its sweep may take")
     if not args.file and not args.corpus:
-        new = ("minutes", "write", "tokenizer", "vocab", "context", "seeds", "workers", "flops_per_second")
+        new = ("minutes", "write", "ext", "tokenizer", "vocab", "context", "seeds", "workers", "flops_per_second")
         if given := [name for name in new if getattr(args, name)]:
             raise BadInput(f"--{given[0].replace('_', '-')} is of a sweep to run; give FILE or --corpus as well")
         if args.flops is None:
@@ -71,7 +73,7 @@ def check_asked(args: argparse.Namespace) -> None:
         of_design = [name for name in ("table", "runs", "cooldown") if getattr(args, name) is not None]
         if of_design:
             raise BadInput(f"--{of_design[0]} is of a plan without shapes; leave it out, or the file or corpus")
-        of_text = [name for name in ("tokenizer", "vocab", "context", "flops_per_second") if getattr(args, name)]
+        of_text = [name for name in ("ext", "tokenizer", "vocab", "context", "flops_per_second") if getattr(args, name)]
         if args.file and of_text:
             raise BadInput(f"--{of_text[0].replace('_', '-')} is of --corpus; {args.file} sets its own")
     if args.write:
@@ -101,7 +103,7 @@ def run_proposal(args: argparse.Namespace) -> None:
         )
     else:
         proposal = plan_own_text(
-            args.corpus,
+            args.corpus if args.ext is None else glob_of(args.corpus, args.ext),
             args.minutes,
             flops=args.flops or math.inf,
             tokenizer=args.tokenizer,

@@ -182,7 +182,7 @@ def literal(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return repr(value)
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False)
+        return repr(value) if '"' in value else json.dumps(value, ensure_ascii=False)
     if isinstance(value, int):
         return repr(int(value))
     if isinstance(value, float):

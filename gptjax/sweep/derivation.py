@@ -39,13 +39,15 @@ def derivation(proposal: Proposal) -> Iterator[Derived]:
         run = f"{flops_of(s.holdout)} FLOPs, {short(p.held_out.params)} parameters on {short(p.held_out.tokens)} tokens"
         yield Derived(f"held-out run at {times:.2g}x: {run}: {duration(p.seconds_of_held_out)}, its forecast included")
     yield Derived(f"report: {duration(p.seconds_of_report)}", "fits, draws and simulated sweeps, as measured")
-    before = f"{duration(p.seconds_before)} before, " if p.seconds_before else ""
-    runs = f"{duration(p.seconds_of_runs)} of runs on {proposal.workers} worker{'s' * (proposal.workers > 1)}"
+    runs = f"of runs on {proposal.workers} worker{'s' * (proposal.workers > 1)}"
+    parts = {"to tokenize": p.seconds_before, runs: p.seconds_of_runs, "held-out": p.seconds_of_held_out,
+             "report": p.seconds_of_report}  # fmt: skip
+    sums = " + ".join(f"{seconds / 60:.1f} {name}" for name, seconds in parts.items() if seconds)
     within = ""
     if math.isfinite(allowance.seconds):
         within = f" of {allowance.seconds / 60:g}, of which {SPARE:.0%} are kept for what no estimate sees"
     paid = f"FLOPs paid {p.flops:.3g}" + (f" of {flops_of(allowance.flops)}" if math.isfinite(allowance.flops) else "")
-    yield Derived(f"in all: {before}{runs}; {p.seconds / 60:.1f} minutes{within}; {paid}")
+    yield Derived(f"in all: {sums} = {p.seconds / 60:.1f} minutes{within}; {paid}")
     promise = proposal.errors.at(f"at {flops_of(proposal.target_flops)} FLOPs")
     yield Derived(f"expected standard errors, if the law holds and a run's log loss has noise {proposal.noise:.3g}: "
                   f"{promise}")  # fmt: skip

@@ -5,10 +5,12 @@ What is derived here a written experiment spells out (sweep/as_python.py), so bo
 
 import math
 import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.corpora import corpus_files
@@ -33,9 +35,10 @@ SMALL_PARAMS = 2e6  # sizes below are given the small rules
 TIMED_WIDTHS = {"cpu": (24, 128), "gpu": (128, 512), "tpu": (128, 512)}
 MOST_WORKERS = 8
 COUNTED_BYTES = 200e6  # of files: more are not tokenized for a plan, but estimated
-BYTES_PER_TOKEN = ((257, 1.0), (512, 1.8), (4096, 3.1), (32768, 4.2))  # by vocabulary, on this machine's Python text
+# By vocabulary, on this machine's Python text; the last, and how fast text is tokenized, are assumed.
+BYTES_PER_TOKEN = ((257, 1.0), (512, 1.8), (4096, 3.1), (32768, 4.2))
 TRAINING_SHARE = 63 / 64  # of documents; the rest is for validation
-TOKENIZED_PER_SECOND = 4e6  # bytes, on two cores of 2026
+TOKENIZED_PER_SECOND = 4e6  # bytes
 WINDOWS = 2048  # of validation, where there are as many
 VALIDATED = 64  # windows at a time
 WARMUP_STEPS, MIN_STEPS = 50, 100
@@ -196,7 +199,9 @@ def count_tokens(data: DataConfig) -> Counted:
     files = None if (Path(corpus) / "manifest.json").is_file() else corpus_files(corpus)
     size = sum(path.stat().st_size for path in files.read) if files else 0
     if size > COUNTED_BYTES and not Path(data.tokenizer).is_dir():
-        vocab = 257 if data.tokenizer == "bytes" else int(data.tokenizer.partition(":")[2] or 0)
+        if not (named := re.fullmatch("bytes|sentencepiece:([0-9]{1,9})", data.tokenizer)):
+            raise BadInput(f"tokenizer {data.tokenizer!r} is not bytes, sentencepiece:VOCAB or a tokenizer's directory")
+        vocab = max(257, int(named[1] or 257))
         each = bytes_per_token(vocab)
         tokens = size / each
         line = Derived(f"tokens at hand: about {short(TRAINING_SHARE * tokens)} in {size:,} bytes",
@@ -217,13 +222,8 @@ def store_line(store: TokenStore) -> Derived:
 
 def bytes_per_token(vocab: int) -> float:
     """Estimate how many bytes a token stands for, by its vocabulary, straight between those measured."""
-    known = [*zip(*BYTES_PER_TOKEN, strict=True)]
-    logs = [math.log(size) for size in known[0]]
-    for i in range(len(logs) - 1):
-        if math.log(vocab) <= logs[i + 1] or i == len(logs) - 2:
-            share = (math.log(vocab) - logs[i]) / (logs[i + 1] - logs[i])
-            return float(max(1.0, known[1][i] + share * (known[1][i + 1] - known[1][i])))
-    raise AssertionError
+    sizes, measured_bytes = zip(*BYTES_PER_TOKEN, strict=True)
+    return float(np.interp(math.log(vocab), np.log(sizes), measured_bytes))
 
 
 def measured(own: OwnText, platform: str) -> tuple[OwnText, Speed, Derived]:

@@ -40,7 +40,7 @@ BRACKET, LEAST_BRACKET = 4.0, 2.0  # sizes reach so many times to either side of
 LEAST_RATIO = 1.3  # tokens a parameter: the bracket is narrower where it would reach below
 
 FIT_SECONDS = 6.0  # of the fit before the held-out run, with what is imported for it
-REPORT_SECONDS, REPORT_SECONDS_PER_CELL = 15.0, 0.3  # fits, draws and simulated sweeps, on two cores of 2026
+REPORT_SECONDS, REPORT_SECONDS_PER_CELL = 15.0, 0.3  # fits, draws, simulated sweeps: some 16 s of processor in all
 LEAST_TOP, MOST_TOP = 1e7, 1e28  # of the largest budget
 EXACT = 1.02  # the largest budget is found to this factor
 WIDER = 4.0  # times: where other choices of a layout are looked for

@@ -45,11 +45,13 @@ def measure_speed(configs: Sequence[RunConfig], workers: int) -> tuple[Speed, Sp
     """
     flops = [config.model.cost(config.model.context).flops["6n_total"] * config.tokens_per_step for config in configs]
     if workers == 1:  # in this process: an accelerator has one
-        speed = _speed(flops, [time_model(config, whole) for config, whole in zip(configs, (False, True), strict=True)])
+        speed = speed_of(
+            flops, [time_model(config, whole) for config, whole in zip(configs, (False, True), strict=True)]
+        )
         return speed, speed
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     together = _spread(configs, (False, True), [cores[i::workers] for i in range(workers)])
-    of_worker = _speed(flops, [_slowest([each[i] for each in together]) for i in (0, 1)])
+    of_worker = speed_of(flops, [_slowest([each[i] for each in together]) for i in (0, 1)])
     ((one,),) = _spread(configs[1:], (False,), [cores])
     gain = max(each[1].step for each in together) / one.step  # of the large model, which a held-out run is
     return of_worker, Speed(
@@ -61,7 +63,7 @@ def _slowest(found: Sequence[Timed]) -> Timed:
     return Timed(*(max(getattr(each, name) for each in found) for name in ("step", "evaluate", "compile")))
 
 
-def _speed(flops: Sequence[float], timed: Sequence[Timed]) -> Speed:
+def speed_of(flops: Sequence[float], timed: Sequence[Timed]) -> Speed:
     """Part the seconds of a step into those that grow with FLOPs and those that every step takes."""
     (c0, c1), (t0, t1) = flops, (each.step for each in timed)
     per_flop = max((t1 - t0) / (c1 - c0), LEAST_SHARE * t0 / c0)
