@@ -51,7 +51,7 @@ def experiment_on(proposal: Proposal, base: str, path: Path) -> str:
         "    return replace(",
         "        base,",
         *(["        horizons=(),"] if not proposal.sweep.horizons else []),
-        *grid(proposal),
+        *fields_proposed(proposal),
         "    )",
         "",
     ])  # fmt: skip
@@ -119,7 +119,7 @@ def experiment_of(proposal: Proposal, own: OwnText, path: Path) -> str:
         f"        batch_tokens={rules.partition(',')[0]},",
         "        warmup_tokens=warmup_tokens,",
         f"        min_steps={proposal.sweep.min_steps},",
-        *grid(proposal),
+        *fields_proposed(proposal),
         f"        speed={speed(own.speed)},",
         "    )",
         "",
@@ -143,7 +143,7 @@ def header(proposal: Proposal, path: Path, title: str) -> str:
     return f'"""{text}\n"""\n'
 
 
-def grid(proposal: Proposal) -> list[str]:
+def fields_proposed(proposal: Proposal) -> list[str]:
     """Write the fields that a proposal sets."""
     s = proposal.sweep
     fields = [

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from gptjax.laws.table import short
 from gptjax.sweep.follow import duration
 from gptjax.sweep.plan import short as flops_of
-from gptjax.sweep.proposal import SPARE, Derived, Proposal
+from gptjax.sweep.proposal import KEPT, Derived, Proposal
 from gptjax.sweep.rules import Rule
 
 ISOFLOP = "budgets and sizes about each optimum: Hoffmann et al. 2022, section 3.2"
@@ -45,7 +45,7 @@ def derivation(proposal: Proposal) -> Iterator[Derived]:
     sums = " + ".join(f"{seconds / 60:.1f} {name}" for name, seconds in parts.items() if seconds)
     within = ""
     if math.isfinite(allowance.seconds):
-        within = f" of {allowance.seconds / 60:g}, of which {SPARE:.0%} are kept for what no estimate sees"
+        within = f" of {allowance.seconds / 60:g}, of which {KEPT:.0%} are kept for what no estimate sees"
     paid = f"FLOPs paid {p.flops:.3g}" + (f" of {flops_of(allowance.flops)}" if math.isfinite(allowance.flops) else "")
     yield Derived(f"in all: {sums} = {p.seconds / 60:.1f} minutes{within}; {paid}")
     promise = proposal.errors.at(f"at {flops_of(proposal.target_flops)} FLOPs")

@@ -29,7 +29,7 @@ from gptjax.sweep.speed import measure_speed
 from gptjax.train.optim import OptimConfig
 
 SMALL_WIDTHS = (8, 12, 16, 20, 24, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128)
-WIDTHS = (*SMALL_WIDTHS, *range(192, 1024, 64), *range(1024, 8193, 256))
+OWN_WIDTHS = (*SMALL_WIDTHS, *range(192, 1024, 64), *range(1024, 8193, 256))
 WIDTH_OF_LAYER = 64  # a model has a layer and a head for so much width, and two of each at least
 SMALL_PARAMS = 2e6  # sizes below are given the small rules
 TIMED_WIDTHS = {"cpu": (24, 128), "gpu": (128, 512), "tpu": (128, 512)}
@@ -39,7 +39,7 @@ COUNTED_BYTES = 200e6  # of files: more are not tokenized for a plan, but estima
 BYTES_PER_TOKEN = ((257, 1.0), (512, 1.8), (4096, 3.1), (32768, 4.2))
 TRAINING_SHARE = 63 / 64  # of documents; the rest is for validation
 TOKENIZED_PER_SECOND = 4e6  # bytes
-WINDOWS = 2048  # of validation, where there are as many
+MOST_WINDOWS = 2048  # of validation, where there are as many
 VALIDATED = 64  # windows at a time
 WARMUP_STEPS, MIN_STEPS = 50, 100
 COSTS = {
@@ -105,21 +105,21 @@ class OwnText:
         return SweepConfig(
             base=self.run(),
             budgets=(1.0,),
-            sizes=WIDTHS,
+            sizes=OWN_WIDTHS,
             shape=self.shape,
             lr=self.lr,
             batch_tokens=self.batch_tokens,
             warmup_tokens=self.warmup_tokens,
             min_steps=MIN_STEPS,
             holdout=HOLDOUT,
-            holdout_sizes=WIDTHS,
+            holdout_sizes=OWN_WIDTHS,
             speed=self.speed,
             workers=self.workers,
         )
 
 
 @dataclass(frozen=True)
-class Counted:
+class TokensAtHand:
     """Tokens of a corpus: to train on and to validate on, and how they were found."""
 
     train: float
@@ -165,7 +165,7 @@ def plan_own_text(
     length = context or (64 if cpu else 512)
     data = DataConfig(sources=(Source(corpus),), tokenizer=spec, cache=cache)
     counted = count_tokens(data)
-    windows = min(WINDOWS, int((counted.validation - 1) // length))
+    windows = min(MOST_WINDOWS, int((counted.validation - 1) // length))
     if windows < 2 * VALIDATED:
         raise BadInput(f"corpus {corpus!r} has {counted.validation:,.0f} tokens to validate on, {max(0, windows)} "
                        f"windows of {length}; give more text, so that there are {2 * VALIDATED}")  # fmt: skip
@@ -193,7 +193,7 @@ def plan_own_text(
     return replace(proposal, own=own)
 
 
-def count_tokens(data: DataConfig) -> Counted:
+def count_tokens(data: DataConfig) -> TokensAtHand:
     """Open or build the token store of a corpus as a sweep does, or estimate its tokens from its bytes."""
     corpus = data.sources[0].corpus
     files = None if (Path(corpus) / "manifest.json").is_file() else corpus_files(corpus)
@@ -207,9 +207,9 @@ def count_tokens(data: DataConfig) -> Counted:
         line = Derived(f"tokens at hand: about {short(TRAINING_SHARE * tokens)} in {size:,} bytes",
                        f"estimated at {each:.2g} bytes each, as in Python text; gptjax data counts them")  # fmt: skip
         share = 1 - TRAINING_SHARE
-        return Counted(TRAINING_SHARE * tokens, share * tokens, vocab, size / TOKENIZED_PER_SECOND, line)
+        return TokensAtHand(TRAINING_SHARE * tokens, share * tokens, vocab, size / TOKENIZED_PER_SECOND, line)
     (store,) = open_stores(data)
-    return Counted(
+    return TokensAtHand(
         store.n_tokens("train"), store.n_tokens("validation"), store.tokenizer.vocab_size, 0.0, store_line(store)
     )
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gptjax.sweep.own_text import OwnText
 
 DELTA = 1e-3  # of the Huber fit that errors are expected of
-SPARE = 0.1  # of the minutes: kept for what no estimate sees
+KEPT = 0.1  # of the minutes: kept for what no estimate sees
 LEAST_SIZES = 4  # of a budget: fewer give no minimum that can be checked
 BESIDE = 1.2  # times N*, and so many times below it, there must be sizes
 
@@ -49,7 +49,7 @@ class Allowance:
 
 
 @dataclass(frozen=True)
-class Layout:
+class Budgeting:
     """So many budgets, over so large a factor."""
 
     budgets: int
@@ -92,7 +92,7 @@ class Priced:
 
     def within(self, allowance: Allowance) -> bool:
         enough = self.flops <= allowance.flops and self.most_tokens <= allowance.tokens
-        return enough and self.seconds <= (1 - SPARE) * allowance.seconds
+        return enough and self.seconds <= (1 - KEPT) * allowance.seconds
 
     def fault(self, law: Law) -> str:
         """Say which budget has too few sizes about its expected optimum, or nothing."""
@@ -116,7 +116,7 @@ class Proposal:
 
     priced: Priced
     allowance: Allowance
-    layout: Layout
+    layout: Budgeting
     law: Law
     law_name: str
     noise: float

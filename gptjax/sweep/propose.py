@@ -14,23 +14,21 @@ from typing import Any
 import numpy as np
 
 from gptjax.errors import BadInput
-from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.law import Law
 from gptjax.laws.precision import Errors, Goal, gradient, slopes
-from gptjax.laws.published import BESIROGLU_2024
 from gptjax.laws.table import short
+from gptjax.sweep.assumed_law import QUICK_LAW, QUICK_NAME, law_by_scale
 from gptjax.sweep.derivation import derivation
 from gptjax.sweep.plan import Repeat, Sized, Speed, SweepConfig, holdout_run, make_plan, size_label
 from gptjax.sweep.plan import short as flops_of
-from gptjax.sweep.proposal import BESIDE, SPARE, Allowance, Derived, Layout, Priced, Proposal
+from gptjax.sweep.proposal import BESIDE, KEPT, Allowance, Budgeting, Derived, Priced, Proposal
 
-QUICK_LAW = ChinchillaLaw(335, 138, 1.78, 0.585, 0.371)  # the quick sweep's, 1e11 to 3e12 FLOPs: experiments/README.md
-QUICK_NAME = "the quick sweep's, measured from 1e11 to 3e12 FLOPs: experiments/README.md"
-SMALL_FLOPS = 1e15  # of the largest budget: below it the quick sweep's law is nearer than a published one
-TOP_SHARE = 0.1  # of a sweep's FLOPs, about, go to a cell of its largest budget
-MOST_RATIO = 30  # tokens a parameter, about, of the best run of the largest size
-
-LAYOUTS = (Layout(5, 30.0), Layout(4, 30.0), Layout(4, 20.0), Layout(3, 12.0))  # the first that can be is taken
+LAYOUTS = (
+    Budgeting(5, 30.0),
+    Budgeting(4, 30.0),
+    Budgeting(4, 20.0),
+    Budgeting(3, 12.0),
+)  # the first that can be is taken
 SIZES = (7, 6, 5)  # of a budget
 REPEATS = (0, 4, 8)  # of cells
 MOST_TIMES, NEAR_REPEAT = 3, 2.0  # that one cell is repeated; how many times off N* it may be
@@ -121,14 +119,6 @@ def plan_sweep(
     return replace(propose_sweep(base, Allowance(**limits), **settings), of=of)
 
 
-def law_by_scale(base: SweepConfig, allowance: Allowance, workers: int) -> Law:
-    """Choose the law that places cells by the largest budget that an allowance could pay for."""
-    by_time = allowance.seconds * base.speed.flops_per_second * workers
-    largest = max(Sized.of(base, size).params for size in (*base.sizes, *base.holdout_sizes))
-    top = min(TOP_SHARE * allowance.flops, TOP_SHARE * by_time, 6 * MOST_RATIO * largest**2)
-    return QUICK_LAW if top < SMALL_FLOPS else BESIROGLU_2024
-
-
 @dataclass(frozen=True)
 class Search:
     """What is proposed from, and the search for the largest sweep of a layout that the allowance buys."""
@@ -161,7 +151,7 @@ class Search:
     def target(self, priced: Priced) -> float:
         return self.target_flops or priced.sweep.holdout or 10 * priced.sweep.budgets[-1]
 
-    def sound(self, layout: Layout) -> Iterator[tuple[Priced, Errors]]:
+    def sound(self, layout: Budgeting) -> Iterator[tuple[Priced, Errors]]:
         """Yield the largest sweep of each number of sizes and of repeats that is sound, with its expected errors."""
         near = None
         for sizes in SIZES:
@@ -172,7 +162,7 @@ class Search:
                 near = near or priced.sweep.budgets[-1]
                 yield priced, priced.errors(self.law, self.noise, self.target(priced))
 
-    def largest(self, layout: Layout, sizes: int, repeats: int, near: float | None) -> Priced | None:
+    def largest(self, layout: Budgeting, sizes: int, repeats: int, near: float | None) -> Priced | None:
         """Find the largest sound sweep of a layout that the allowance buys, by halving; None if it buys none."""
         low, high = (near / WIDER, near * WIDER) if near else (LEAST_TOP, MOST_TOP)
         best = None
@@ -188,14 +178,14 @@ class Search:
                 high = top
         return best
 
-    def tried(self, layout: Layout, sizes: int, top: float, repeats: int) -> Priced | None:
+    def tried(self, layout: Budgeting, sizes: int, top: float, repeats: int) -> Priced | None:
         """Lay a sweep out and price it; None where none of its cells can be."""
         try:
             return self.lay(layout, sizes, top, repeats)
         except BadInput:
             return None
 
-    def lay(self, layout: Layout, sizes: int, top: float, repeats: int = 0) -> Priced:
+    def lay(self, layout: Budgeting, sizes: int, top: float, repeats: int = 0) -> Priced:
         """Lay a sweep out below a largest budget, with so many cells repeated where that helps most, and price it."""
         budgets = tuple(rounded(top * factor) for factor in np.geomspace(1 / layout.span, 1, layout.budgets))
         best = [self.law.optimum(flops=budget) for budget in budgets]
@@ -288,12 +278,12 @@ class Search:
                 break
         else:
             return f"the sizes at hand bracket no optimum ({fault}); give the sweep more sizes on both sides"
-        minutes = priced.seconds / (1 - SPARE) / 60
+        minutes = priced.seconds / (1 - KEPT) / 60
         least = f"{last.budgets} budgets up to {flops_of(priced.sweep.budgets[-1])} FLOPs"
         if priced.most_tokens > self.allowance.tokens:
             return (f"{self.allowance.tokens:,.0f} tokens of text are too few: of the least sweep ({least}) a run "
                     f"reads {priced.most_tokens:,} and would repeat them; give more text")  # fmt: skip
-        if priced.seconds > (1 - SPARE) * self.allowance.seconds:
+        if priced.seconds > (1 - KEPT) * self.allowance.seconds:
             return (f"{self.allowance.seconds / 60:g} minutes are too few: the least sweep ({least}) takes "
                     f"{math.ceil(10 * minutes) / 10:g} with {self.workers} worker(s); allow that many")  # fmt: skip
         return (f"{flops_of(self.allowance.flops)} FLOPs are too few: the least sweep ({least}) takes "

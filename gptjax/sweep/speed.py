@@ -50,9 +50,9 @@ def measure_speed(configs: Sequence[RunConfig], workers: int) -> tuple[Speed, Sp
         )
         return speed, speed
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-    together = _spread(configs, (False, True), [cores[i::workers] for i in range(workers)])
+    together = _in_processes(configs, (False, True), [cores[i::workers] for i in range(workers)])
     of_worker = speed_of(flops, [_slowest([each[i] for each in together]) for i in (0, 1)])
-    ((one,),) = _spread(configs[1:], (False,), [cores])
+    ((one,),) = _in_processes(configs[1:], (False,), [cores])
     gain = max(each[1].step for each in together) / one.step  # of the large model, which a held-out run is
     return of_worker, Speed(
         gain * of_worker.flops_per_second, of_worker.seconds_per_step / gain, of_worker.seconds_per_run
@@ -71,7 +71,9 @@ def speed_of(flops: Sequence[float], timed: Sequence[Timed]) -> Speed:
     return Speed(1 / per_flop, max(0.0, t0 - per_flop * c0), a_run)
 
 
-def _spread(configs: Sequence[RunConfig], whole: Sequence[bool], shares: Sequence[list[int]]) -> list[list[Timed]]:
+def _in_processes(
+    configs: Sequence[RunConfig], whole: Sequence[bool], shares: Sequence[list[int]]
+) -> list[list[Timed]]:
     """Time the models in one process for each share of the cores, all at once."""
     spawn = multiprocessing.get_context("spawn")
     told = [*zip(map(to_json, configs), whole, strict=True)]
@@ -79,7 +81,7 @@ def _spread(configs: Sequence[RunConfig], whole: Sequence[bool], shares: Sequenc
     processes = []
     for cores in shares:
         here, there = spawn.Pipe(duplex=False)
-        process = spawn.Process(target=_time, args=(told, cores, there), daemon=True)
+        process = spawn.Process(target=_time_models, args=(told, cores, there), daemon=True)
         process.start()
         there.close()
         ends.append(here)
@@ -99,7 +101,7 @@ def _spread(configs: Sequence[RunConfig], whole: Sequence[bool], shares: Sequenc
             process.kill()
 
 
-def _time(told: Sequence[tuple[dict, bool]], cores: list[int], there: Connection) -> None:
+def _time_models(told: Sequence[tuple[dict, bool]], cores: list[int], there: Connection) -> None:
     """Be one process of several: time each model and send what was found."""
     if cores:
         os.sched_setaffinity(0, cores)

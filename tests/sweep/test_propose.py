@@ -16,10 +16,11 @@ from gptjax.errors import BadInput
 from gptjax.files import plain
 from gptjax.laws.precision import standard_errors
 from gptjax.sweep.as_python import experiment, literal, number
+from gptjax.sweep.assumed_law import QUICK_LAW
 from gptjax.sweep.own_text import OwnText, bytes_per_token, plan_own_text
 from gptjax.sweep.plan import Repeat, Speed, SweepConfig, make_plan
 from gptjax.sweep.proposal import Allowance
-from gptjax.sweep.propose import QUICK_LAW, plan_sweep, propose_sweep
+from gptjax.sweep.propose import plan_sweep, propose_sweep
 from gptjax.sweep.speed import Timed, measure_speed, speed_of
 from helpers import ROOT, call, installed, refused, tiny
 
