@@ -6,38 +6,32 @@ runs on a few corners, where no fit can notice a wrong form; so a grid that brac
 and only its repeats, or runs added later, are placed by c-optimality (Pukelsheim 1993).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.special import ndtr
 
 from gptjax.errors import BadInput
-from gptjax.laws.forms import ChinchillaLaw
-from gptjax.laws.law import Floats, HeldLaw, Law
+from gptjax.laws.law import Floats, Law
+from gptjax.laws.precision import (
+    Errors,
+    Goal,
+    assumed,
+    check_question,
+    effective_noise,
+    gradient,
+    slopes,
+    standard_error,
+    standard_errors,
+    triangle,
+)
 from gptjax.laws.simulate import ladder
 from gptjax.laws.table import short
 
-Goal = Literal["a", "params", "loss"]
 TOKENS_PER_PARAM = (1.0, 1000.0)  # beyond these no run is proposed
 LEAST_PARAMS = 1e3
 LEAST_BUDGETS, LEAST_SIZES = 3, 4  # fewer show neither a bent power law nor a parabola that does not fit
 SHIFTS = (0.0, 0.25, 0.5, 0.75)  # of the ladder of sizes, in rungs: the best is proposed
-SLOPE_STEP, NEAR = 1e-3, 3.0  # of theta, and of C, for slopes by differences
-TOLD = 1e-6  # of the largest singular value: a direction of theta with a smaller one is not told
-CANDIDATES = 25  # candidates for a next run, along C and along D/N
-
-
-@dataclass(frozen=True)
-class Errors:
-    """Standard errors: of the exponent a, and of log N* and of log L at the optimum of a target's FLOPs."""
-
-    a: float
-    params: float
-    loss: float
 
 
 @dataclass(frozen=True)
@@ -68,117 +62,6 @@ class Design:
     paid: float
     credited: float
     errors: Errors
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A run to train next, and the standard error of the goal after it and those before it."""
-
-    params: float
-    tokens: float
-    flops: float
-    goal_se: float
-
-
-@dataclass(frozen=True)
-class Extension:
-    """Runs to add to a sweep, in the order chosen, and what is known before and after them."""
-
-    law: Law
-    goal: Goal
-    noise: float
-    delta: float
-    allowance: float
-    target_flops: float
-    cells: tuple[Candidate, ...]
-    paid: float
-    before: Errors
-    after: Errors
-
-
-def standard_errors(
-    law: Law,
-    params: ArrayLike,
-    tokens: ArrayLike,
-    *,
-    noise: float,
-    target_flops: float,
-    seeds: ArrayLike = 1.0,
-    delta: float = 1e-3,
-) -> Errors:
-    """Predict the standard errors of a parametric fit to runs at these (N, D), each repeated `seeds` times.
-
-    First order in the noise, the standard deviation of one run's log loss, taken for normal and equal everywhere;
-    benchmarks/design.py compares them with simulated fits. delta is the fit's, np.inf for least squares. BadInput for
-    runs that do not determine the five coefficients.
-    """
-    n, d = _columns(params, tokens)
-    root = _root(law, n, d, np.broadcast_to(seeds, n.shape), _effective(noise, delta))
-    return Errors(**{goal: _se(root, gradient(law, goal, target_flops)) for goal in get_args(Goal)})
-
-
-def gradient(law: Law, goal: Goal, target_flops: float) -> Floats:
-    """Give the slope, in theta, of a, or of log N* or log L at a target's optimum.
-
-    There the loss does not change with N along C = 6ND, so its slope is that of the loss at fixed (N, D).
-    """
-    if goal == "loss":
-        best = law.optimum(flops=target_flops)
-        return _slopes(law, best.params, best.tokens)[0]
-    if not isinstance(law, ChinchillaLaw):
-        return _slope_by_differences(law, goal, target_flops)
-    total = law.alpha + law.beta
-    of_a = np.array([0, 0, 0, -law.beta, law.alpha]) / total**2
-    if goal == "a":
-        return of_a
-    log_c = np.log(target_flops / 6)
-    log_g = np.log(law.optimum(flops=target_flops).params) - law.a * log_c
-    of_g = np.array([1, -1, 0, 1 / law.alpha - log_g, -1 / law.beta - log_g]) / total
-    return of_g + of_a * log_c
-
-
-def _slope_by_differences(law: Law, goal: Goal, target_flops: float) -> Floats:
-    """Give the slope of a, the local exponent of N* in C, or of log N* at a target, where they have no formula."""
-
-    def value(theta: Floats) -> float:
-        moved = law.at(theta)
-        near = [math.log(moved.optimum(flops=target_flops * factor).params) for factor in (1 / NEAR, 1, NEAR)]
-        return (near[2] - near[0]) / (2 * math.log(NEAR)) if goal == "a" else near[1]
-
-    theta, known = law.theta, _told_apart(law)
-    moves = SLOPE_STEP * np.maximum(1, np.abs(theta)) * np.eye(len(theta))
-    return np.array([(value(theta + move) - value(theta - move)) / (2 * move.max()) for move in moves]) @ known
-
-
-def _slopes(law: Law, params: ArrayLike, tokens: ArrayLike) -> Floats:
-    """Give d log L / d theta at each (N, D), along the directions of theta that runs of N and D can tell."""
-    slopes = law.sensitivity(params, tokens)
-    return slopes @ _told_apart(law) if isinstance(law, HeldLaw) else slopes
-
-
-def _told_apart(law: Law) -> Floats:
-    """Give the directions of theta, as columns, that runs of other N and D can tell while further columns are held.
-
-    A term in such a column cannot be told from the floor, and neither goal needs to.
-    """
-    if not isinstance(law, HeldLaw):
-        return np.eye(len(law.theta))
-    n, ratio = (axis.ravel() for axis in np.meshgrid(np.geomspace(1e4, 1e11, 8), np.geomspace(1, 1000, 6)))
-    slopes = law.sensitivity(n, n * ratio)
-    scale = np.maximum(np.linalg.norm(slopes, axis=0), 1e-300)
-    _, sizes, directions = np.linalg.svd(slopes / scale)
-    return (directions[: len(sizes)][sizes > TOLD * sizes[0]] / scale).T
-
-
-def huber_inflation(cutoff: float) -> float:
-    """Give the variance of a Huber fit over that of least squares, when delta is `cutoff` standard deviations of noise.
-
-    For normal noise (Huber 1964): pi/2 towards 0, which is least absolute deviation, and 1 for a wide delta.
-    """
-    k = float(np.clip(cutoff, 1e-4, 40))
-    inside = 2 * ndtr(k) - 1
-    squares = inside - 2 * k * np.exp(-(k**2) / 2) / np.sqrt(2 * np.pi) + 2 * k**2 * ndtr(-k)
-    return float(squares / inside**2)
 
 
 def flops_paid(params: Floats, tokens: Floats, seeds: Floats, retrained: float) -> float:
@@ -220,7 +103,7 @@ def propose(
     as one run, unless given. BadInput, with the least allowance that works, when too few cells lie within 1 to 1000
     tokens a parameter and above 1000 parameters.
     """
-    _check(law, goal=goal, noise=noise, delta=delta, flops=flops, target_flops=target_flops)
+    check_question(law, goal=goal, noise=noise, delta=delta, flops=flops, target_flops=target_flops)
     if budgets < LEAST_BUDGETS or sizes < LEAST_SIZES:
         least = f"{LEAST_BUDGETS} budgets x {LEAST_SIZES} sizes"
         raise BadInput(f"{budgets} budgets x {sizes} sizes cannot show a law to be wrong; use at least {least}")
@@ -236,7 +119,7 @@ def propose(
     if not possible:
         remedy = f"{_remedy(grids, flops)}, or take more sizes or a narrower bracket"
         raise BadInput(f"{short(flops)} FLOPs: {grids[0].fault(flops)}; {remedy}")
-    of_goal, sd = gradient(law, goal, target), _effective(noise, delta)
+    of_goal, sd = gradient(law, goal, target), effective_noise(noise, delta)
     filled = [(grid, *grid.fill(flops, runs, most_seeds, of_goal, sd)) for grid in possible]
     grid, seeds, _ = min(filled, key=lambda found: found[2])
     return _design(grid, seeds, flops, goal, target, noise, delta)
@@ -290,7 +173,7 @@ class _Grid:
         """Give the seeds of each cell, repeats added one by one where they help most, and the goal's standard error."""
 
         def se(seeds: Floats) -> float:
-            return _se(_triangle(_slopes(self.law, *self.cells(self.top(flops, seeds))), seeds, sd), of_goal)
+            return standard_error(triangle(slopes(self.law, *self.cells(self.top(flops, seeds))), seeds, sd), of_goal)
 
         seeds = self.inside(flops)
         while seeds.sum() < runs:
@@ -348,105 +231,9 @@ def _design(grid: _Grid, seeds: Floats, flops: float, goal: Goal, target: float,
     )
 
 
-def next_cells(
-    law: Law,
-    params: ArrayLike,
-    tokens: ArrayLike,
-    allowance: float,
-    *,
-    noise: float = 0.01,
-    goal: Goal = "a",
-    target_flops: float | None = None,
-    count: int = 8,
-    tokens_per_param: tuple[float, float] | None = None,
-    delta: float = 1e-3,
-) -> Extension:
-    """Choose the runs, at most `count`, to train after those at (params, tokens) so that the goal is known best.
-
-    Candidates lie on a grid: C from the least run so far to what is left of the allowance, D/N over what was sampled
-    within 1 to 1000, unless given. They are taken one by one, the error updated after each, in several ways of spending
-    (most gain per FLOP, or most gain within an equal share of what is left, for each number of runs), of which the best
-    is given. They serve the parametric fit; an isoFLOP budget may be left lopsided. The target is 10 times the largest
-    run, unless given. BadInput for runs that do not determine the law, or an allowance below the cheapest of them.
-    """
-    _check(law, goal=goal, noise=noise, delta=delta, flops=allowance, target_flops=target_flops)
-    n, d = _columns(params, tokens)
-    c = 6 * n * d
-    if allowance < c.min():
-        raise BadInput(f"{short(allowance)} FLOPs buy no run: the cheapest so far took {short(c.min())}; allow that")
-    if count < 1:
-        raise BadInput(f"count {count} asks for no run; ask for at least 1")
-    target = target_flops or 10 * float(c.max())
-    sd = _effective(noise, delta)
-    inverse = np.linalg.inv(_root(law, n, d, np.ones(len(n)), sd))
-    least, most = TOKENS_PER_PARAM
-    low, high = tokens_per_param or (max(least, float((d / n).min())), min(most, float((d / n).max())))
-    axes = np.geomspace(c.min(), allowance, CANDIDATES), np.geomspace(low, high, CANDIDATES)
-    flops, ratio = (axis.ravel() for axis in np.meshgrid(*axes, indexing="ij"))
-    sizes = np.sqrt(flops / (6 * ratio))
-    further = _slopes(law, sizes, ratio * sizes) / sd
-    of_goal = gradient(law, goal, target)
-    ways: list[tuple[int, bool]] = [(count, True), *((k, False) for k in range(1, count + 1))]
-    found = [_greedy(inverse @ inverse.T, further, flops, of_goal, allowance, k, per_flop) for k, per_flop in ways]
-    picks, ses = min(found, key=lambda way: way[1][-1])
-    cells = [
-        Candidate(*map(float, values))
-        for values in zip(sizes[picks], (ratio * sizes)[picks], flops[picks], ses, strict=True)
-    ]
-    before, after = (
-        standard_errors(law, np.append(n, sizes[more]), np.append(d, (ratio * sizes)[more]), noise=noise,
-                        target_flops=target, delta=delta)
-        for more in ([], picks)
-    )  # fmt: skip
-    paid = float(flops[picks].sum())
-    return Extension(law, goal, noise, delta, allowance, target, tuple(cells), paid, before, after)
-
-
-def _greedy(
-    covariance: Floats, further: Floats, flops: Floats, of_goal: Floats, allowance: float, count: int, per_flop: bool
-) -> tuple[list[int], list[float]]:
-    """Pick candidates one by one and give the goal's standard error after each (Sherman and Morrison's update).
-
-    One more run with slope g, in units of the noise, lowers the variance c' V c by (c' V g)^2 / (1 + g' V g).
-    """
-    picks: list[int] = []
-    ses: list[float] = []
-    for left in range(count, 0, -1):
-        within = flops <= (allowance if per_flop else allowance / left) * (1 + 1e-9)
-        if not within.any():
-            continue
-        reach = further @ covariance
-        gain = (reach @ of_goal) ** 2 / (1 + np.sum(reach * further, axis=1))
-        pick = int(np.argmax(np.where(within, gain / flops if per_flop else gain, -1)))
-        covariance = covariance - np.outer(reach[pick], reach[pick]) / (1 + reach[pick] @ further[pick])
-        allowance -= flops[pick]
-        picks.append(pick)
-        ses.append(float(np.sqrt(of_goal @ covariance @ of_goal)))
-    return picks, ses
-
-
-def describe(plan: Design | Extension) -> str:
-    """Draw a design, with the lines of its SweepConfig, or an extension as a table, with what it costs and promises."""
+def describe_design(plan: Design) -> str:
+    """Draw a design as a table, with what it costs and promises, and the lines of its SweepConfig."""
     flops = [cell.flops for cell in plan.cells]
-    laws = plan.law.power_laws(min(flops), max(flops))
-    a = f"a = {laws[0].exponent:.3f}" if laws else "no optimum"
-    estimator = f"Huber, delta {plan.delta:g}" if np.isfinite(plan.delta) else "least squares"
-    assumed = f"if the law holds ({a}) and a run's log loss has noise {plan.noise:.3g} ({estimator})"
-    target = f"at {short(plan.target_flops)} FLOPs"
-    if isinstance(plan, Extension):
-        name = {"a": "a", "params": "log N*", "loss": "log loss"}[plan.goal]
-        table: list[tuple[str, ...]] = [("N", "D", "D/N", "FLOPs", f"{name} +-")]
-        for run in plan.cells:
-            ratio = f"{run.tokens / run.params:.3g}"
-            table.append((short(run.params), short(run.tokens), ratio, short(run.flops), f"{run.goal_se:.4f}"))
-        return "\n".join([
-            *_table(table),
-            "",
-            f"{len(plan.cells)} runs in order of gain; FLOPs paid {plan.paid:.3g} of {plan.allowance:.3g}",
-            f"expected standard errors, {assumed}:",
-            f"  now    {_promise(plan.before, target)}",
-            f"  after  {_promise(plan.after, target)}",
-        ])  # fmt: skip
     table = [("budget", "N", "N/N*", "D", "D/N", "seeds")]
     for cell in plan.cells:
         best = f"{cell.params / plan.law.optimum(flops=cell.flops).params:.2f}"
@@ -455,12 +242,12 @@ def describe(plan: Design | Extension) -> str:
     window = (float(f"{plan.tokens_per_param[0] * 0.99:.3g}"), float(f"{plan.tokens_per_param[1] * 1.01:.3g}"))
     more = sum(window[0] <= c / (6 * n * n) <= window[1] for c in plan.budgets for n in plan.sizes) - len(plan.cells)
     return "\n".join([
-        *_table(table),
+        *aligned(table),
         "",
         f"{len(plan.cells)} cells, {plan.runs} runs; FLOPs paid {plan.paid:.3g} of {plan.allowance:.3g}, credited "
         f"{plan.credited:.3g} ({plan.paid / plan.credited:.0%})",
-        f"expected standard errors, {assumed}:",
-        f"  {_promise(plan.errors, target)}",
+        f"expected standard errors, {assumed(plan.law, min(flops), max(flops), plan.noise, plan.delta)}:",
+        f"  {plan.errors.at(f'at {short(plan.target_flops)} FLOPs')}",
         "",
         f"budgets=({', '.join(f'{c:.3g}' for c in plan.budgets)})",
         f"sizes=({', '.join(f'{n:_.0f}' for n in plan.sizes)})  # parameters",
@@ -469,52 +256,10 @@ def describe(plan: Design | Extension) -> str:
     ])  # fmt: skip
 
 
-def _promise(errors: Errors, target: str) -> str:
-    return f"a +- {errors.a:.3f}; {target} log N* +- {errors.params:.3f}, log loss +- {errors.loss:.4f}"
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Draw rows of cells as lines, each column to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
-
-
-def _columns(*values: ArrayLike) -> list[Floats]:
-    return [np.atleast_1d(np.asarray(column, dtype=np.float64)) for column in values]
-
-
-def _check(law: Law, *, goal: Goal, noise: float, delta: float, flops: float, target_flops: float | None) -> None:
-    if goal not in get_args(Goal):
-        raise BadInput(f"goal {goal!r} is not known; use one of {', '.join(get_args(Goal))}")
-    if isinstance(law, ChinchillaLaw) and not min(vars(law).values()) > 0:
-        raise BadInput(f"{law} is nothing to plan around; A, B, E, alpha and beta must be above 0")
-    for name, value in (("noise", noise), ("delta", delta), ("allowance", flops), ("target_flops", target_flops)):
-        if value is not None and not (value > 0 and (np.isfinite(value) or name == "delta")):
-            raise BadInput(f"{name} {value:g} must be a number above 0; give one")
-
-
-def _effective(noise: float, delta: float) -> float:
-    """Give the noise under which least squares would be as uncertain as the Huber fit is."""
-    return noise * huber_inflation(delta / noise) ** 0.5
-
-
-def _root(law: Law, params: Floats, tokens: Floats, seeds: Floats, sd: float) -> Floats:
-    """Give the triangular root R of the information R'R, or refuse runs that leave a direction unknown."""
-    root = _triangle(_slopes(law, params, tokens), seeds, sd)
-    scaled = root / np.maximum(np.linalg.norm(root, axis=0), 1e-300)
-    if len(root) < root.shape[1] or np.linalg.cond(scaled) > 1e9:
-        raise BadInput(
-            f"{len(params)} runs at {len(np.unique(params))} sizes do not determine the law's {root.shape[1]} "
-            "coefficients; vary N and D apart, as in a sweep of 3 budgets x 4 sizes"
-        )
-    return root
-
-
-def _triangle(rows: Floats, seeds: Floats, sd: float) -> Floats:
-    return np.asarray(np.linalg.qr(rows * (np.sqrt(seeds) / sd)[:, None], mode="r"))
-
-
-def _se(root: Floats, of_goal: Floats) -> float:
-    return float(np.linalg.norm(np.linalg.solve(root.T, of_goal)))
 
 
 def _floor(value: float) -> float:

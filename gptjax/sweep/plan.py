@@ -83,6 +83,18 @@ class Speed:
 
 
 @dataclass(frozen=True)
+class Repeat:
+    """A cell that is trained again, with seeds of its own, where `gptjax plan` finds that this helps most."""
+
+    size: Hashable
+    budget: float
+    times: int = 1  # besides the runs of the sweep's own seeds
+
+    def __post_init__(self) -> None:
+        check_values(self, "repeats: ")
+
+
+@dataclass(frozen=True)
 class SweepConfig:
     """A grid of budgets (or token horizons) x sizes around one base run; sizes are whatever `shape` turns into a model.
 
@@ -104,6 +116,7 @@ class SweepConfig:
     lr_factors: tuple[float, ...] = (1.0,)  # train each cell at the rule's learning rate times each of these
     batch_factors: tuple[float, ...] = (1.0,)  # and at the rule's batch times each of these
     seeds: tuple[int, ...] = (0,)  # train each cell once for each seed
+    repeats: tuple[Repeat, ...] = ()  # cells to train again, each with further seeds
     convention: str = "6n_total"  # how FLOPs are counted; gptjax/models/gpt_cost.py explains the conventions
     tokens_per_param: tuple[float, float] = (1.0, 1000.0)  # least and most D/N of a cell; others are removed
     min_steps: int = 50  # fewest steps of a cell; others are removed
@@ -134,6 +147,9 @@ class SweepConfig:
         for name in ("lr_factors", "batch_factors"):
             if not getattr(self, name):
                 raise BadInput(f"{name} = () must be one number or more, each above 0; 1 is the rule's own")
+        for again in self.repeats:
+            if again.size not in self.sizes or again.budget not in self.budgets or again.times < 1:
+                raise BadInput(f"{again} must name one of the sweep's sizes, one of its budgets, and 1 time or more")
         if self.arm and self.holdout:
             raise BadInput("holdout: a sweep of several arms has a law for each and predicts no run; leave one out")
         if self.holdout and not self.holdout_sizes:
@@ -221,6 +237,7 @@ def make_plan(sweep: SweepConfig) -> Plan:
                     del steps[budget]
             for lr, seed in itertools.product(sweep.lr_factors, sweep.seeds):
                 runs += _runs_of_size(sweep, sized, seed, steps, Trial(lr, batch)) if steps else []
+        runs += _repeats_of_size(sweep, sized)
     if not runs:
         raise BadInput(f"no cell is left: {removed[0].size} at {removed[0].budget:.3g} {removed[0].reason}")
     if twice := next((name for name, n in Counter(run.name for run in runs).items() if n > 1), None):
@@ -396,6 +413,17 @@ def _runs_of_size(
     for budget, config in configs.items():
         name = f"{size_label(sized.size)}-{short(budget)}{suffix}"
         runs.append(_planned(sweep, name, "cell", sized, budget, config, parent))
+    return runs
+
+
+def _repeats_of_size(sweep: SweepConfig, sized: Sized) -> list[PlannedRun]:
+    """Train some cells of a size again, at the rules' own rate and batch, with seeds that no other run has."""
+    again = Counter({r.budget: r.times for r in sweep.repeats if r.size == sized.size})
+    fits = {budget: steps for budget in again if (steps := _steps(sweep, sized, budget)[0])}
+    runs: list[PlannedRun] = []
+    for i in range(max((again[budget] for budget in fits), default=0)):
+        left = {budget: n for budget, n in fits.items() if again[budget] > i}
+        runs += _runs_of_size(sweep, sized, max(sweep.seeds) + 1 + i, left, Trial())
     return runs
 
 

@@ -8,19 +8,12 @@ import pytest
 
 from gptjax.errors import BadInput
 from gptjax.files import plain
-from gptjax.laws.design import (
-    _greedy,
-    describe,
-    flops_paid,
-    gradient,
-    huber_inflation,
-    next_cells,
-    propose,
-    standard_errors,
-)
+from gptjax.laws.design import describe_design, flops_paid, propose
+from gptjax.laws.extension import _greedy, describe_extension, next_cells
 from gptjax.laws.fit import Choices
 from gptjax.laws.forms import CHINCHILLA, ChinchillaLaw
 from gptjax.laws.parametric import parametric, refit
+from gptjax.laws.precision import gradient, huber_inflation, standard_errors
 from gptjax.laws.published import BESIROGLU_2024, HOFFMANN_2022
 from gptjax.laws.simulate import ladder, losses, simulate
 
@@ -101,7 +94,7 @@ def test_the_next_cell_is_the_best_of_all_and_its_errors_are_those_of_a_fit_with
         assert getattr(errors, goal) == pytest.approx(many[last - 1].goal_se, rel=1e-6)
     assert getattr(extension.after, goal) == pytest.approx(many[-1].goal_se, rel=1e-6)
     assert extension.before == standard_errors(BESIROGLU_2024, N, D, noise=0.01, target_flops=target)
-    assert f"{many[-1].goal_se:.4f}" in describe(extension) and json.dumps(plain(extension), allow_nan=False)
+    assert f"{many[-1].goal_se:.4f}" in describe_extension(extension) and json.dumps(plain(extension), allow_nan=False)
 
 
 @pytest.mark.parametrize("per_flop", [True, False])
@@ -159,14 +152,14 @@ def test_a_proposal_knows_a_better_than_the_grid_that_costs_as_much():
 def test_the_printed_lines_plan_the_cells():
     design = propose(BESIROGLU_2024, 1e21)
     lines: dict = {}
-    for line in describe(design).splitlines():
+    for line in describe_design(design).splitlines():
         if re.match(r"(budgets|sizes|tokens_per_param)=", line):
             exec(line, lines)
     low, high = lines["tokens_per_param"]
     cells = {(n, c) for n in lines["sizes"] for c in lines["budgets"] if low <= c / (6 * n * n) <= high}
     planned = {(cell.params, float(f"{cell.flops:.3g}")) for cell in design.cells}
     assert cells >= planned
-    assert (f"{len(cells - planned)} more cells" in describe(design)) == (cells != planned)
+    assert (f"{len(cells - planned)} more cells" in describe_design(design)) == (cells != planned)
 
 
 def test_a_size_pays_its_longest_horizon_and_the_cooldown_of_the_others():
