@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gptjax.laws.budgets import slices_of
 from gptjax.laws.fit import Fit, regress
 from gptjax.laws.law import Ints
 from gptjax.laws.table import Curve, Dropped, Floats, Runs, short
@@ -16,6 +17,7 @@ Method = Literal["finished runs", "training curves"]
 GRID = 1500  # budgets on the frontier (Hoffmann et al., 3.1)
 SMOOTHING = 10  # points of a training curve (Hoffmann et al., D.1)
 DRAWS_AT_ONCE = 32  # draws whose curves are held at once
+JOIN_STEP, JOIN_SD = 0.2, 0.35  # in log N, at least: between sizes read off smoothed budgets, and of the smoothing
 LATE = 0.85  # Hoffmann et al., footnote 4: all points of their frontier lie in the last 15 % of a run
 
 
@@ -57,6 +59,9 @@ def envelope(runs: Runs, curves: Sequence[Curve] | None = None, *, unfinished: b
     staircase and ends within a step, which biases a line through all of it when sizes are few. So the line goes through
     its changes of size: there two sizes tie, and the optimum is taken at their geometric mean.
 
+    Where sizes were chosen anew for each budget, most have one budget and no curve. Then the losses of each budget are
+    smoothed over log N, and curves go through these, at sizes that all budgets share.
+
     From the training `curves` of these runs, as published: each curve is smoothed over 10 points, and the line goes
     through the run of least loss at each budget. A run before its end has not had its low learning rates, so points
     before the last 15 % of their run are refused and listed, unless `unfinished`. N and C follow the runs' convention.
@@ -69,9 +74,58 @@ def refit_finished(runs: Runs, losses: Floats) -> tuple[Floats, Floats]:
 
     Gives (log k, a) of N* = k C^a and of D*, each (k, 2), nan where a draw is refused.
     """
-    parts = [_lines(_ladder(runs, part)) for part in np.array_split(losses, 1 + len(losses) // DRAWS_AT_ONCE)]
+    points = _points(runs)
+    parts = [_lines(_ladder(points, part)) for part in np.array_split(losses, 1 + len(losses) // DRAWS_AT_ONCE)]
     n, d = (np.concatenate(lines) for lines in zip(*parts, strict=True))
     return n, d
+
+
+@dataclass(frozen=True)
+class _Points:
+    """What the curves of sizes go through, and how the losses there come from those of the rows.
+
+    They are the rows themselves (`parts` is empty), or sizes read off the budgets: a part is the rows of a budget and
+    the weights (points, rows) of their log losses.
+    """
+
+    params: Floats
+    log_c: Floats
+    log_d: Floats
+    parts: tuple[tuple[Ints, Floats], ...] = ()
+    unread: tuple[int, ...] = ()  # where budgets are smoothed, the rows of those that have too few sizes
+
+    def log_loss(self, losses: Floats) -> Floats:
+        """Give the log loss (k, points) of each draw (k, rows)."""
+        logs = np.log(losses)
+        return np.hstack([logs[:, rows] @ weights.T for rows, weights in self.parts]) if self.parts else logs
+
+
+def _points(runs: Runs) -> _Points:
+    """Take the rows, or where most are of sizes that have one budget, sizes read off the smoothed budgets."""
+    log_n, log_c, log_d = np.log([runs.params, runs.flops, runs.tokens])
+    cells = np.unique(np.stack([runs.params, runs.flops], axis=1), axis=0)
+    _, size_of, budgets = np.unique(cells[:, 0], return_inverse=True, return_counts=True)
+    slices = [part for part in slices_of(runs) if part.sound]
+    if 2 * (budgets[size_of] > 1).sum() >= len(cells) or len(slices) < 2:
+        return _Points(runs.params, log_c, log_d)
+    gap = float(np.median(np.concatenate([np.diff(np.log(part.sizes)) for part in slices])))
+    step, sd = max(gap, JOIN_STEP), max(gap, JOIN_SD)
+    at, parts = [], []
+    for part in slices:
+        x = log_n[part.rows]
+        inside = step * np.arange(np.ceil(x[0] / step), np.floor(x[-1] / step) + 1)
+        parts.append((part.rows, np.array([_local_weights(x - middle, sd) for middle in inside]).reshape(-1, len(x))))
+        at.append(np.stack([np.exp(inside), *(parts[-1][1] @ column[part.rows] for column in (log_c, log_d))]))
+    unread = np.setdiff1d(np.arange(len(runs)), np.concatenate([part.rows for part in slices]))
+    params, along_c, along_d = np.hstack(at)
+    return _Points(params, along_c, along_d, tuple(parts), tuple(unread.tolist()))
+
+
+def _local_weights(x: Floats, sd: float) -> Floats:
+    """Give the weights by which values at x (points,) make the value at 0 of a parabola, fitted by nearness to 0."""
+    design = np.vander(x, 3, increasing=True)
+    near = np.exp(-0.5 * (x / sd) ** 2)
+    return np.linalg.pinv(design * near[:, None])[0] * near
 
 
 @dataclass(frozen=True)
@@ -92,10 +146,10 @@ class _Ladder:
         return draw, at, reached[self.best[draw, at], at + 1] & reached[self.best[draw, at + 1], at]
 
 
-def _ladder(runs: Runs, losses: Floats) -> _Ladder:
-    log_c, columns = np.log(runs.flops), np.log(np.concatenate([runs.tokens[None], losses]))  # (1 + draws, rows)
+def _ladder(points: _Points, losses: Floats) -> _Ladder:
+    log_c, columns = points.log_c, np.vstack([points.log_d[None], points.log_loss(losses)])  # (1 + draws, points)
     grid = np.linspace(log_c.min(), log_c.max(), GRID)
-    sizes, size_of = np.unique(runs.params, return_inverse=True)
+    sizes, size_of = np.unique(points.params, return_inverse=True)
     curves, alone = np.full((len(columns), len(sizes), GRID), np.nan), []
     for i in range(len(sizes)):
         rows = np.flatnonzero(size_of == i)
@@ -138,7 +192,8 @@ def _lines(ladder: _Ladder) -> tuple[Floats, Floats]:
 
 
 def _of_finished(runs: Runs) -> Envelope:
-    ladder = _ladder(runs, runs.loss[None])
+    points = _points(runs)
+    ladder = _ladder(points, runs.loss[None])
     sizes, grid, best = ladder.sizes, np.exp(ladder.log_c), ladder.best[0]
     tokens, column = np.exp(ladder.log_d), np.arange(len(grid))
     loss = np.exp(ladder.log_loss[0, best, column])
@@ -146,16 +201,23 @@ def _of_finished(runs: Runs) -> Envelope:
     _, at, tie = ladder.changes()
     alone = "has runs at one budget only and makes no curve; add a budget"
     artefact = "the best size changes only because the runs of a size begin or end here"
-    dropped = [Dropped(runs.run[i], f"size {short(runs.params[i])} {alone}") for rows in ladder.alone for i in rows]
+    reasons: tuple[str, ...] = ()
+    if points.parts:
+        smoothed = "sizes were chosen anew for each budget, so curves go through losses smoothed over log N in each"
+        reasons = (smoothed,)
+        dropped = [Dropped(runs.run[i], "its budget has too few sizes to be smoothed") for i in points.unread]
+    else:
+        dropped = [Dropped(runs.run[i], f"size {short(runs.params[i])} {alone}") for rows in ladder.alone for i in rows]
     dropped += [Dropped(f"C = {_say(c)}", artefact) for c in grid[at[~tie]]]
     at = at[tie]
     old, new = best[at], best[at + 1]
     changes = Frontier(grid[at], np.sqrt(sizes[old] * sizes[new]), np.sqrt(tokens[old, at] * tokens[new, at]), loss[at])
     more = "add sizes on both sides of the optimum at more budgets"
     few = f"the best size changes {len(at)} times along the frontier and a power law needs 2; {more}"
-    left_out = {runs.run[i] for rows in ladder.alone for i in rows}
+    left_out = {drop.run for drop in dropped}
     return _regress(
         changes,
+        reasons=reasons,
         refusal=few if len(at) < 2 else "",
         used=tuple(name for name in runs.run if name not in left_out),
         dropped=tuple(dropped),

@@ -29,7 +29,7 @@ class Choices:
     delta: float = 1e-3  # of huber
     weights: Literal["equal", "noise"] = "equal"  # noise: 1 / loss_se^2
     interp: Literal["parabola", "akima"] = "parabola"
-    window: int = 3  # sizes on either side of the least loss that a parabola sees
+    window: int = 0  # sizes on either side of the least loss that a parabola sees; 0: by their range and the noise
     unfinished: bool = False  # let training curves count where their schedule had not ended
     bootstrap: int = 0  # draws; 0: 1000, fewer above 20,000 rows
     cluster: Resample = "rows"  # what the parametric bootstrap draws: rows, whole sizes, or noise about the law
