@@ -91,7 +91,7 @@ def with_choices(sub: argparse.ArgumentParser) -> None:
     )
     choice("--unfinished", action="store_true", help="count training curves before their schedule ended")
     choice("--bootstrap", type=int, default=0, metavar="N", help="draws (default: 1000)")
-    choice("--cluster", default="rows", help="what the parametric bootstrap draws: rows, params or noise")
+    choice("--cluster", default="auto", help="what the parametric bootstrap draws: rows, runs, params or noise")
     choice("--seed", type=int, default=0, metavar="S")
 
 
