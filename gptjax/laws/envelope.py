@@ -17,7 +17,7 @@ Method = Literal["finished runs", "training curves"]
 GRID = 1500  # budgets on the frontier (Hoffmann et al., 3.1)
 SMOOTHING = 10  # points of a training curve (Hoffmann et al., D.1)
 DRAWS_AT_ONCE = 32  # draws whose curves are held at once
-JOIN_STEP, JOIN_SD = 0.2, 0.35  # in log N, at least: between sizes read off smoothed budgets, and of the smoothing
+JOIN_STEP, JOIN_SD = 0.2, 0.6  # in log N, at least: between sizes read off smoothed budgets, and of the smoothing
 LATE = 0.85  # Hoffmann et al., footnote 4: all points of their frontier lie in the last 15 % of a run
 
 

@@ -21,6 +21,7 @@ SAME_LOSS, DIGITS = 1e-6, 4  # losses that agree so far are one loss, if they ar
 ALIKE = "errors that rows of one size share and other sizes do not"
 NAMED = 3  # rows that a warning names
 EXPONENTS = np.linspace(0.05, 1.2, 24)
+FITTED = 1000  # rows
 
 
 def curves_of(runs: Runs, names: Sequence[str]) -> tuple[Ints | None, str]:
@@ -91,41 +92,43 @@ def err_alike(runs: Runs) -> bool:
 def law_errors(runs: Runs) -> Floats:
     """Give log(measured / predicted) of each row about L = E + A/N^alpha + B/D^beta, fitted by least absolute errors.
 
-    E, A and B are linear, so they are solved for at each alpha and beta of a grid, which is then refined.
+    E, A and B are linear, so they are solved for at each alpha and beta of a grid, which is then refined. Of many rows,
+    a thousand are fitted.
     """
     n, d = (np.log(column / np.median(column)) for column in (runs.params, runs.tokens))
-    weights, errors = np.ones(len(runs)), np.zeros(len(runs))
-    grids = [EXPONENTS, EXPONENTS]
+    order = np.lexsort((runs.tokens, runs.params))
+    some = order[np.linspace(0, len(runs) - 1, min(len(runs), FITTED)).astype(int)]
+    errors, grids = np.ones(len(runs)), [EXPONENTS, EXPONENTS]
     for turn in range(10):
-        at, predicted = _best_law(n, d, runs.loss, weights, grids)
+        size = np.abs(errors[some])
+        weights = 1 / np.maximum(size, 0.2 * np.median(size) + 1e-12)
+        alpha, beta, (floor, a, b) = _best_law(n[some], d[some], runs.loss[some], weights, grids)
+        predicted = floor + a * np.exp(-alpha * n) + b * np.exp(-beta * d)
         errors = np.log(runs.loss / np.maximum(predicted, 1e-9 * runs.loss))
-        weights = 1 / np.maximum(np.abs(errors), 0.2 * np.median(np.abs(errors)) + 1e-12)
         if turn == 4:
             step = EXPONENTS[1] - EXPONENTS[0]
-            grids = [np.maximum(middle + np.linspace(-step, step, 21), 0.01) for middle in at]
+            grids = [np.maximum(middle + np.linspace(-step, step, 21), 0.01) for middle in (alpha, beta)]
     return errors
 
 
 def _best_law(
     n: Floats, d: Floats, loss: Floats, weights: Floats, grids: Sequence[Floats]
-) -> tuple[tuple[float, float], Floats]:
-    """Find the alpha and beta of the grids of least weighted squares, with what the law then predicts."""
+) -> tuple[float, float, Floats]:
+    """Find the alpha and beta of the grids, and E, A and B, of least weighted squares; n and d are logs."""
     f, g = np.exp(-np.outer(grids[0], n)), np.exp(-np.outer(grids[1], d))  # (exponents, rows)
     by_loss, by_square = weights / loss, weights / loss**2
-    moments = np.empty((len(f), len(g), 3, 3))
+    moments, pull = np.empty((len(f), len(g), 3, 3)), np.empty((len(f), len(g), 3))
     moments[..., 0, 0] = by_square.sum()
     moments[..., 0, 1] = moments[..., 1, 0] = (f @ by_square)[:, None]
     moments[..., 0, 2] = moments[..., 2, 0] = (g @ by_square)[None]
     moments[..., 1, 1], moments[..., 2, 2] = (f**2 @ by_square)[:, None], (g**2 @ by_square)[None]
     moments[..., 1, 2] = moments[..., 2, 1] = (f * by_square) @ g.T
-    pull = np.empty((len(f), len(g), 3))
     pull[..., 0], pull[..., 1], pull[..., 2] = by_loss.sum(), (f @ by_loss)[:, None], (g @ by_loss)[None]
     ridge = 1e-12 * np.trace(moments, axis1=2, axis2=3)[..., None, None] * np.eye(3)
     found = np.linalg.solve(moments + ridge, pull[..., None])[..., 0]
     gain = np.where((found[..., 1:] >= 0).all(axis=-1), (found * pull).sum(axis=-1), -np.inf)
     i, j = np.unravel_index(int(gain.argmax()), gain.shape)
-    floor, a, b = found[i, j]
-    return (float(grids[0][i]), float(grids[1][j])), floor + a * f[i] + b * g[j]
+    return float(grids[0][i]), float(grids[1][j]), found[i, j]
 
 
 def _outliers(path: str, runs: Runs) -> list[str]:
