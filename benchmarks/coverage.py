@@ -82,11 +82,11 @@ DESIGNS = {
 }
 
 
-def cover(sweeps: int, only: str, claims: str, approaches: list[str]) -> list[dict[str, Any]]:
+def cover(sweeps: int, only: str, noises: list[float], claims: str, approaches: list[str]) -> list[dict[str, Any]]:
     """Count coverage for each design, noise and claim."""
     table = []
     for name, design in DESIGNS.items():
-        for noise in NOISES if only in name else ():
+        for noise in noises if only in name else ():
             n, d = design()
             for claim, factor in CLAIMS.items():
                 if claims not in claim:
@@ -169,12 +169,13 @@ def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("--sweeps", type=int, default=200)
     args.add_argument("--only", default="", help="designs whose name holds this, or windows")
+    args.add_argument("--noises", nargs="+", type=float, default=NOISES, help="of log loss")
     args.add_argument("--claims", default="", help="claims that hold this: nothing, a quarter or twice")
     args.add_argument("--approaches", nargs="+", choices=list(BY_NAME), default=list(BY_NAME))
     args.add_argument("--json", type=Path)
     given = args.parse_args()
     print("covered of those fitted, mean width:")
-    result = {"coverage": cover(given.sweeps, given.only, given.claims, given.approaches)}
+    result = {"coverage": cover(given.sweeps, given.only, given.noises, given.claims, given.approaches)}
     if given.only in ("", "windows"):
         result["windows"] = windows(given.sweeps)
     if given.only in ("", "checkpoints"):

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gptjax.laws.budgets import slices_of
 from gptjax.laws.fit import Fit, regress
 from gptjax.laws.law import Ints
+from gptjax.laws.smoothed import Points, points_of
 from gptjax.laws.table import Curve, Dropped, Floats, Runs, short
 
 Method = Literal["finished runs", "training curves"]
@@ -17,7 +17,6 @@ Method = Literal["finished runs", "training curves"]
 GRID = 1500  # budgets on the frontier (Hoffmann et al., 3.1)
 SMOOTHING = 10  # points of a training curve (Hoffmann et al., D.1)
 DRAWS_AT_ONCE = 32  # draws whose curves are held at once
-JOIN_STEP, JOIN_SD = 0.2, 0.6  # in log N, at least: between sizes read off smoothed budgets, and of the smoothing
 LATE = 0.85  # Hoffmann et al., footnote 4: all points of their frontier lie in the last 15 % of a run
 
 
@@ -74,58 +73,10 @@ def refit_finished(runs: Runs, losses: Floats) -> tuple[Floats, Floats]:
 
     Gives (log k, a) of N* = k C^a and of D*, each (k, 2), nan where a draw is refused.
     """
-    points = _points(runs)
+    points = points_of(runs)
     parts = [_lines(_ladder(points, part)) for part in np.array_split(losses, 1 + len(losses) // DRAWS_AT_ONCE)]
     n, d = (np.concatenate(lines) for lines in zip(*parts, strict=True))
     return n, d
-
-
-@dataclass(frozen=True)
-class _Points:
-    """What the curves of sizes go through, and how the losses there come from those of the rows.
-
-    They are the rows themselves (`parts` is empty), or sizes read off the budgets: a part is the rows of a budget and
-    the weights (points, rows) of their log losses.
-    """
-
-    params: Floats
-    log_c: Floats
-    log_d: Floats
-    parts: tuple[tuple[Ints, Floats], ...] = ()
-    unread: tuple[int, ...] = ()  # where budgets are smoothed, the rows of those that have too few sizes
-
-    def log_loss(self, losses: Floats) -> Floats:
-        """Give the log loss (k, points) of each draw (k, rows)."""
-        logs = np.log(losses)
-        return np.hstack([logs[:, rows] @ weights.T for rows, weights in self.parts]) if self.parts else logs
-
-
-def _points(runs: Runs) -> _Points:
-    """Take the rows, or where most are of sizes that have one budget, sizes read off the smoothed budgets."""
-    log_n, log_c, log_d = np.log([runs.params, runs.flops, runs.tokens])
-    cells = np.unique(np.stack([runs.params, runs.flops], axis=1), axis=0)
-    _, size_of, budgets = np.unique(cells[:, 0], return_inverse=True, return_counts=True)
-    slices = [part for part in slices_of(runs) if part.sound]
-    if 2 * (budgets[size_of] > 1).sum() >= len(cells) or len(slices) < 2:
-        return _Points(runs.params, log_c, log_d)
-    gap = float(np.median(np.concatenate([np.diff(np.log(part.sizes)) for part in slices])))
-    step, sd = max(gap, JOIN_STEP), max(gap, JOIN_SD)
-    at, parts = [], []
-    for part in slices:
-        x = log_n[part.rows]
-        inside = step * np.arange(np.ceil(x[0] / step), np.floor(x[-1] / step) + 1)
-        parts.append((part.rows, np.array([_local_weights(x - middle, sd) for middle in inside]).reshape(-1, len(x))))
-        at.append(np.stack([np.exp(inside), *(parts[-1][1] @ column[part.rows] for column in (log_c, log_d))]))
-    unread = np.setdiff1d(np.arange(len(runs)), np.concatenate([part.rows for part in slices]))
-    params, along_c, along_d = np.hstack(at)
-    return _Points(params, along_c, along_d, tuple(parts), tuple(unread.tolist()))
-
-
-def _local_weights(x: Floats, sd: float) -> Floats:
-    """Give the weights by which values at x (points,) make the value at 0 of a parabola, fitted by nearness to 0."""
-    design = np.vander(x, 3, increasing=True)
-    near = np.exp(-0.5 * (x / sd) ** 2)
-    return np.linalg.pinv(design * near[:, None])[0] * near
 
 
 @dataclass(frozen=True)
@@ -146,7 +97,7 @@ class _Ladder:
         return draw, at, reached[self.best[draw, at], at + 1] & reached[self.best[draw, at + 1], at]
 
 
-def _ladder(points: _Points, losses: Floats) -> _Ladder:
+def _ladder(points: Points, losses: Floats) -> _Ladder:
     log_c, columns = points.log_c, np.vstack([points.log_d[None], points.log_loss(losses)])  # (1 + draws, points)
     grid = np.linspace(log_c.min(), log_c.max(), GRID)
     sizes, size_of = np.unique(points.params, return_inverse=True)
@@ -192,7 +143,7 @@ def _lines(ladder: _Ladder) -> tuple[Floats, Floats]:
 
 
 def _of_finished(runs: Runs) -> Envelope:
-    points = _points(runs)
+    points = points_of(runs)
     ladder = _ladder(points, runs.loss[None])
     sizes, grid, best = ladder.sizes, np.exp(ladder.log_c), ladder.best[0]
     tokens, column = np.exp(ladder.log_d), np.arange(len(grid))
