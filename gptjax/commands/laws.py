@@ -82,10 +82,16 @@ def with_choices(sub: argparse.ArgumentParser) -> None:
     choice("--delta", type=float, default=1e-3, help="of huber (default: %(default)s)")
     choice("--weights", default="equal", help="equal, or noise: 1 / loss_se^2")
     choice("--interp", default="parabola", help="parabola or akima, through an isoFLOP budget")
-    choice("--window", type=int, default=3, metavar="K", help="sizes on either side that a parabola sees")
+    choice(
+        "--window",
+        type=int,
+        default=0,
+        metavar="K",
+        help="sizes on either side that a parabola sees (default: by range and noise)",
+    )
     choice("--unfinished", action="store_true", help="count training curves before their schedule ended")
     choice("--bootstrap", type=int, default=0, metavar="N", help="draws (default: 1000)")
-    choice("--cluster", default="rows", help="what the parametric bootstrap draws: rows, params or noise")
+    choice("--cluster", default="auto", help="what the parametric bootstrap draws: rows, runs, params or noise")
     choice("--seed", type=int, default=0, metavar="S")
 
 

@@ -126,16 +126,17 @@ def _redraw_parametric(runs: Runs, fit: Parametric, choices: Choices, noise: Noi
     asked, about = choices.draws(len(runs)), Noise(fit.noise, "law", len(fit.used) - len(fit.theta))
     if fit.params_law is None:
         none = np.zeros((0, len(fit.theta)))
-        return Draws(np.zeros((0, 2)), np.zeros((0, 2)), none, choices.cluster, about, asked)
+        return Draws(np.zeros((0, 2)), np.zeros((0, 2)), none, choices.resample(runs), about, asked)
     theta = bootstrap_theta(runs, fit, choices)
     lines = optima_of(runs, fit, theta)
     known = np.isfinite(theta).all(axis=1) & np.isfinite(lines).all(axis=(1, 2))
-    return Draws(lines[known, 0], lines[known, 1], theta[known], choices.cluster, about, asked)
+    return Draws(lines[known, 0], lines[known, 1], theta[known], choices.resample(runs), about, asked)
 
 
 def _of_rows(runs: Runs, fit: Fit, choices: Choices, noise: Noise) -> Draws:
     """Apply an approach again to rows, or to whole sizes, drawn with replacement."""
-    resample: Resample = "params" if choices.cluster == "params" else "rows"
+    asked_for = choices.resample(runs)
+    resample: Resample = "rows" if asked_for == "noise" else asked_for
     asked = 0 if isinstance(fit, Envelope) and fit.method == "training curves" else choices.draws(len(runs))
     table = np.zeros((0, 2, 2))
     if fit.params_law is not None and asked:

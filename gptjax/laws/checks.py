@@ -4,6 +4,7 @@ import difflib
 import math
 import re
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from gptjax.errors import BadInput
 from gptjax.laws.law import Floats
 from gptjax.laws.published import HOFFMANN_2022
 from gptjax.laws.reading import Row, cut, read_rows
+from gptjax.laws.rows import curves_of, said_of_rows
 from gptjax.laws.table import CONVENTIONS, FACTS, PAIRED, Counted, Curve, Dropped, Runs, short, value_of
 
 TRANSFORMER = ("embedding", "positions", "attention", "mlp", "norm", "head")
 NOT_OF_LAYERS = ("embedding", "positions", "head")  # groups of parameters; any others are the layers'
 NO_GROUPS = ("padding", "total", "with_head", "non_embedding")  # what columns params_... are besides groups
 NAMED = ("run", "seed", "status", "convention", "params", "tokens", "flops", "loss", "loss_se")
+# what the rows of one run differ in along its curve, besides flops_NAME
+ALONG = ("tokens", "flops", "loss", "loss_se", PAIRED, "steps", "epochs", "bits_per_byte", "budget")
 DONE = ("done", "finished", "completed", "complete", "succeeded", "success", "ok")  # what `status` calls a finished run
 
 # What no run of a language model has. Beyond these a column is in another unit, or is another column.
@@ -41,7 +45,8 @@ def runs_of(path: str, header: list[str], rows: list[tuple[int, Row]], conventio
     """Make runs of rows, N and C under a named convention or, by default, as columns params and flops say.
 
     Needs tokens, loss and params, or what the convention counts; uses flops (else C = 6ND), run, seed, loss_se,
-    status, convention and FACTS where present, and keeps other columns as `cells`. Drops, and lists, rows whose status
+    status, convention and FACTS where present, and keeps other columns as `cells`. Rows of one run at several D are
+    points of its curve, and are named by their D too. Drops, and lists, rows whose status
     is not one of DONE and exact duplicates. What is odd and yet may be right becomes a warning. Raises BadInput naming
     file, line, value and remedy.
     """
@@ -72,10 +77,15 @@ def runs_of(path: str, header: list[str], rows: list[tuple[int, Row]], conventio
             if "flops" in header
             else 6 * params * tokens
         )
+    names = [row.get("run", "") for _, row in kept]
+    count = Counter(names)
     declared = {row.get("convention", "") for _, row in kept}
     words = f"N = column params, C = {'column flops' if 'flops' in header else '6ND'}"
     runs = Runs(
-        run=tuple(row.get("run") or where.removeprefix(f"{path} ") for where, row in kept),
+        run=tuple(
+            (name if count[name] == 1 else f"{name}@{row['tokens']}") if name else where.removeprefix(f"{path} ")
+            for name, (where, row) in zip(names, kept, strict=True)
+        ),
         params=params,
         tokens=tokens,
         flops=flops,
@@ -97,7 +107,10 @@ def runs_of(path: str, header: list[str], rows: list[tuple[int, Row]], conventio
     for where, *values in zip(places, runs.params, runs.tokens, runs.flops, runs.loss, strict=True):
         _judge(where, *values)
     _refuse_perplexities(path, runs)
-    return replace(runs, warnings=_warnings(path, places, runs))
+    curve, evidence = curves_of(runs, names)
+    runs = replace(runs, curve=curve)
+    said = said_of_rows(path, runs, evidence, named=any(names))
+    return replace(runs, warnings=(*_warnings(path, places, runs), *said))
 
 
 def _near(name: str, header: list[str]) -> str:
@@ -116,7 +129,7 @@ def _distinct(
     compared = [name for name in header if name in facts or name.startswith(("params_", "flops_"))]
     kept: list[tuple[str, Row]] = []
     first: dict[tuple[float | str, ...], int] = {}
-    named: dict[str, tuple[int, Row]] = {}
+    named: dict[str, list[tuple[int, Row]]] = {}
     for line, row in rows:
         name = row.get("run") or f"line {line}"
         status = row.get("status", DONE[0])
@@ -125,18 +138,27 @@ def _distinct(
             dropped.append(Dropped(name, f"status is {cut(status)!r}"))
         elif key in first:
             dropped.append(Dropped(name, f"exact duplicate of line {first[key]}"))
-        elif name in named:
-            other, before = named[name]
-            differs = next(column for column in compared if value_of(row[column]) != value_of(before[column]))
+        elif name in named and (clash := _clash(named[name], row, compared)):
+            differs, other, before = clash
             raise BadInput(
                 f"{path} lines {other} and {line} are both run {name!r} and differ in {differs} "
                 f"({cut(before[differs])} and {cut(row[differs])}); delete one, or give each run its own name"
             )
         else:
             first[key] = line
-            named[name] = line, row
+            named.setdefault(name, []).append((line, row))
             kept.append((f"{path} line {line}", row))
     return kept
+
+
+def _clash(of_run: list[tuple[int, Row]], row: Row, compared: list[str]) -> tuple[str, int, Row] | None:
+    """Find where a row contradicts those of its run: it may be another point of their curve, at another D."""
+    for line, before in of_run:
+        differ = [column for column in compared if value_of(row[column]) != value_of(before[column])]
+        fixed = [column for column in differ if column not in ALONG and not column.startswith("flops_")]
+        if fixed or "tokens" not in differ:
+            return (fixed or differ)[0], line, before
+    return None
 
 
 def _has_all_groups(filled: set[str]) -> bool:

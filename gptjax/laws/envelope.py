@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from gptjax.laws.fit import Fit, regress
 from gptjax.laws.law import Ints
+from gptjax.laws.smoothed import Points, points_of
 from gptjax.laws.table import Curve, Dropped, Floats, Runs, short
 
 Method = Literal["finished runs", "training curves"]
@@ -57,6 +58,9 @@ def envelope(runs: Runs, curves: Sequence[Curve] | None = None, *, unfinished: b
     staircase and ends within a step, which biases a line through all of it when sizes are few. So the line goes through
     its changes of size: there two sizes tie, and the optimum is taken at their geometric mean.
 
+    Where sizes were chosen anew for each budget, most have one budget and no curve. Then the losses of each budget are
+    smoothed over log N, and curves go through these, at sizes that all budgets share.
+
     From the training `curves` of these runs, as published: each curve is smoothed over 10 points, and the line goes
     through the run of least loss at each budget. A run before its end has not had its low learning rates, so points
     before the last 15 % of their run are refused and listed, unless `unfinished`. N and C follow the runs' convention.
@@ -69,7 +73,8 @@ def refit_finished(runs: Runs, losses: Floats) -> tuple[Floats, Floats]:
 
     Gives (log k, a) of N* = k C^a and of D*, each (k, 2), nan where a draw is refused.
     """
-    parts = [_lines(_ladder(runs, part)) for part in np.array_split(losses, 1 + len(losses) // DRAWS_AT_ONCE)]
+    points = points_of(runs)
+    parts = [_lines(_ladder(points, part)) for part in np.array_split(losses, 1 + len(losses) // DRAWS_AT_ONCE)]
     n, d = (np.concatenate(lines) for lines in zip(*parts, strict=True))
     return n, d
 
@@ -92,10 +97,10 @@ class _Ladder:
         return draw, at, reached[self.best[draw, at], at + 1] & reached[self.best[draw, at + 1], at]
 
 
-def _ladder(runs: Runs, losses: Floats) -> _Ladder:
-    log_c, columns = np.log(runs.flops), np.log(np.concatenate([runs.tokens[None], losses]))  # (1 + draws, rows)
+def _ladder(points: Points, losses: Floats) -> _Ladder:
+    log_c, columns = points.log_c, np.vstack([points.log_d[None], points.log_loss(losses)])  # (1 + draws, points)
     grid = np.linspace(log_c.min(), log_c.max(), GRID)
-    sizes, size_of = np.unique(runs.params, return_inverse=True)
+    sizes, size_of = np.unique(points.params, return_inverse=True)
     curves, alone = np.full((len(columns), len(sizes), GRID), np.nan), []
     for i in range(len(sizes)):
         rows = np.flatnonzero(size_of == i)
@@ -138,7 +143,8 @@ def _lines(ladder: _Ladder) -> tuple[Floats, Floats]:
 
 
 def _of_finished(runs: Runs) -> Envelope:
-    ladder = _ladder(runs, runs.loss[None])
+    points = points_of(runs)
+    ladder = _ladder(points, runs.loss[None])
     sizes, grid, best = ladder.sizes, np.exp(ladder.log_c), ladder.best[0]
     tokens, column = np.exp(ladder.log_d), np.arange(len(grid))
     loss = np.exp(ladder.log_loss[0, best, column])
@@ -146,16 +152,23 @@ def _of_finished(runs: Runs) -> Envelope:
     _, at, tie = ladder.changes()
     alone = "has runs at one budget only and makes no curve; add a budget"
     artefact = "the best size changes only because the runs of a size begin or end here"
-    dropped = [Dropped(runs.run[i], f"size {short(runs.params[i])} {alone}") for rows in ladder.alone for i in rows]
+    reasons: tuple[str, ...] = ()
+    if points.parts:
+        smoothed = "sizes were chosen anew for each budget, so curves go through losses smoothed over log N in each"
+        reasons = (smoothed,)
+        dropped = [Dropped(runs.run[i], "its budget has too few sizes to be smoothed") for i in points.unread]
+    else:
+        dropped = [Dropped(runs.run[i], f"size {short(runs.params[i])} {alone}") for rows in ladder.alone for i in rows]
     dropped += [Dropped(f"C = {_say(c)}", artefact) for c in grid[at[~tie]]]
     at = at[tie]
     old, new = best[at], best[at + 1]
     changes = Frontier(grid[at], np.sqrt(sizes[old] * sizes[new]), np.sqrt(tokens[old, at] * tokens[new, at]), loss[at])
     more = "add sizes on both sides of the optimum at more budgets"
     few = f"the best size changes {len(at)} times along the frontier and a power law needs 2; {more}"
-    left_out = {runs.run[i] for rows in ladder.alone for i in rows}
+    left_out = {drop.run for drop in dropped}
     return _regress(
         changes,
+        reasons=reasons,
         refusal=few if len(at) < 2 else "",
         used=tuple(name for name in runs.run if name not in left_out),
         dropped=tuple(dropped),

@@ -12,7 +12,7 @@ from gptjax.laws.table import Dropped, Floats, Runs
 
 Status = Literal["ok", "refused", "degenerate"]
 Estimator = Literal["huber", "lad", "lsq-log", "lsq"]
-Resample = Literal["rows", "params", "noise"]
+Resample = Literal["rows", "runs", "params", "noise"]
 MIN_DRAWS = 40  # the ends of a 95 % interval are the least and the greatest of so many
 TRUSTED_FREEDOM = 6  # degrees of freedom from which a scatter about curves is believed over any other measure of noise
 MAX_CELLS = 20_000_000  # draws x rows of a bootstrap whose size is left to us
@@ -29,10 +29,12 @@ class Choices:
     delta: float = 1e-3  # of huber
     weights: Literal["equal", "noise"] = "equal"  # noise: 1 / loss_se^2
     interp: Literal["parabola", "akima"] = "parabola"
-    window: int = 3  # sizes on either side of the least loss that a parabola sees
+    window: int = 0  # sizes on either side of the least loss that a parabola sees; 0: by their range and the noise
     unfinished: bool = False  # let training curves count where their schedule had not ended
     bootstrap: int = 0  # draws; 0: 1000, fewer above 20,000 rows
-    cluster: Resample = "rows"  # what the parametric bootstrap draws: rows, whole sizes, or noise about the law
+    # what the parametric bootstrap draws: rows, whole runs, whole sizes, or noise about the law; auto: rows, or whole
+    # runs where several rows are of one
+    cluster: Literal["auto", "rows", "runs", "params", "noise"] = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -61,6 +63,12 @@ class Choices:
     def draws(self, rows: int) -> int:
         """Give the number of bootstrap draws for a table of so many rows."""
         return self.bootstrap or max(100, min(1000, MAX_CELLS // rows))
+
+    def resample(self, runs: Runs) -> Resample:
+        """Say what the parametric bootstrap draws of these rows."""
+        if self.cluster == "auto" or (self.cluster == "runs" and runs.curve is None):
+            return "rows" if runs.curve is None else "runs"
+        return self.cluster
 
     def rows(self, runs: Runs) -> Runs:
         """Give the rows that are fitted: the best of each cell, counted as chosen, without the highest losses."""

@@ -9,7 +9,11 @@ from gptjax.laws.page import say_flops, say_interval, say_percent, table
 from gptjax.laws.record import Analysis, Found, ParametricFound
 from gptjax.laws.table import Runs, short
 
-RESAMPLED = {"rows": "rows drawn with replacement", "params": "whole sizes drawn with replacement"}
+RESAMPLED = {
+    "rows": "rows drawn with replacement",
+    "runs": "whole runs drawn with replacement",
+    "params": "whole sizes drawn with replacement",
+}
 
 
 def say_resampling(fit: Found) -> str:

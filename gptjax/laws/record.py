@@ -39,7 +39,7 @@ class Band:
 class Resampling:
     """How an interval was made."""
 
-    resample: Resample  # what each draw changed: rows, whole sizes, or noise upon the losses
+    resample: Resample  # what each draw changed: rows, whole runs, whole sizes, or noise upon the losses
     draws: int  # how many were asked for; 0 where the approach allows none
     failed_share: float  # share of the draws that gave no law
     noise: float | None  # standard deviation of the noise of one loss, in nats (parametric: of log loss)

@@ -7,10 +7,11 @@ import numpy as np
 
 from gptjax.files import plain
 from gptjax.laws.approaches import BY_NAME, bootstrap
+from gptjax.laws.budgets import BUDGET_GAP
 from gptjax.laws.codec import Json, read
 from gptjax.laws.fit import Choices, Fit
 from gptjax.laws.forms import FORMS
-from gptjax.laws.isoflop import BUDGET_GAP, isoflop
+from gptjax.laws.isoflop import isoflop
 from gptjax.laws.parametric import parametric
 from gptjax.laws.record import Choice, Cut, FittedForm
 from gptjax.laws.table import Runs

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptjax.errors import BadInput
-from gptjax.laws.law import Floats
+from gptjax.laws.law import Floats, Ints
 
 Strings = NDArray[np.str_]
 
@@ -48,7 +48,8 @@ class Runs:
 
     params and flops follow `convention`, in words; `counts` holds them under each named convention that the table
     allows. `facts` are FACTS, what a run was trained with and what else it reached, and PAIRED. `cells` holds every
-    other column as its text stands in the table.
+    other column as its text stands in the table. `curve` numbers the training run that a row is of, where several rows
+    are of one; None where each row is its own.
     """
 
     run: tuple[str, ...]
@@ -64,6 +65,7 @@ class Runs:
     counts: Mapping[str, Counted] = field(default_factory=dict)
     facts: Mapping[str, Floats] = field(default_factory=dict)
     cells: Mapping[str, Strings] = field(default_factory=dict)
+    curve: Ints | None = None
 
     def __len__(self) -> int:
         return len(self.run)
@@ -141,7 +143,8 @@ class Runs:
         facts = {name: column[index] for name, column in self.facts.items()}
         cells = {name: column[index] for name, column in self.cells.items()}
         run, seed = (tuple(names[i] for i in index) for names in (self.run, self.seed))
-        return replace(self, run=run, seed=seed, counts=counts, facts=facts, cells=cells, **columns)
+        curve = None if self.curve is None else self.curve[index]
+        return replace(self, run=run, seed=seed, counts=counts, facts=facts, cells=cells, curve=curve, **columns)
 
     def tuned(self, apart: tuple[str, ...] = ()) -> "Runs":
         """Keep the least loss of each cell (N, D within 1 %, seed, budget) trained with several lr, batch or b2.

@@ -11,7 +11,7 @@ from scipy.stats import chi2
 from gptjax.laws.fit import MIN_DRAWS, TRUSTED_FREEDOM, Choices, Fit, Resample
 from gptjax.laws.forms import CHINCHILLA, Form, slopes_at
 from gptjax.laws.isoflop import Isoflop
-from gptjax.laws.law import PowerLaw
+from gptjax.laws.law import Ints, PowerLaw
 from gptjax.laws.parametric import Parametric, columns_read, optima_of, parametric, predicted, refit
 from gptjax.laws.table import Floats, Runs
 
@@ -30,7 +30,8 @@ class Noise:
 
     `source` is "parabolas" or "law" where it is the scatter about these, "evaluation" where that is less than the noise
     of the evaluation alone, and empty where the noise is unknown. `losses` are the rows' without noise, as far as
-    least squares of log loss tell them, and `law` the N* and D* of these.
+    least squares of log loss tell them, and `law` the N* and D* of these. `curve` numbers the run of each row where
+    several rows are of one, and `shared` is the share of the variance that these have in common.
     """
 
     sd: float = math.nan
@@ -38,13 +39,19 @@ class Noise:
     freedom: float = math.inf
     law: tuple[PowerLaw, PowerLaw] | None = None
     losses: Floats = field(default_factory=lambda: np.zeros(0))
+    curve: Ints | None = None
+    shared: float = 0.0
 
     def draw(self, rng: np.random.Generator, draws: int, rows: int) -> Floats:
         """Draw the noise (draws, rows) of losses, each draw with another sd, as far as the scatter leaves it open."""
         sd = np.full((draws, 1), self.sd)
         if math.isfinite(self.freedom):
             sd *= np.sqrt(self.freedom / rng.chisquare(self.freedom, (draws, 1)))
-        return sd * rng.standard_normal((draws, rows))
+        own = rng.standard_normal((draws, rows))
+        if self.curve is None:
+            return sd * own
+        runs = rng.standard_normal((draws, int(self.curve.max()) + 1))[:, self.curve]
+        return sd * (math.sqrt(self.shared) * runs + math.sqrt(1 - self.shared) * own)
 
 
 UNKNOWN = Noise()
@@ -59,6 +66,8 @@ def noise_of_one(runs: Runs, by_budget: Isoflop, form: Form = CHINCHILLA) -> Noi
     exact: dict[str, Any] = {}
     if fit.law and fit.params_law and fit.tokens_law:
         exact = {"law": (fit.params_law, fit.tokens_law), "losses": predicted(fit.law, form, runs)}
+        if runs.curve is not None:
+            exact |= {"curve": runs.curve, "shared": _shared(fit.errors, runs.curve)}
     freedom = len(fit.used) - len(fit.theta)
     if by_budget.freedom < TRUSTED_FREEDOM and fit.law and freedom > by_budget.freedom:
         scatter = Noise(fit.noise * float(runs.loss.mean()), "law", freedom, **exact)
@@ -68,6 +77,20 @@ def noise_of_one(runs: Runs, by_budget: Isoflop, form: Form = CHINCHILLA) -> Noi
         return UNKNOWN
     floor = runs.evaluation_noise
     return Noise(floor, "evaluation", math.inf, **exact) if scatter.sd <= floor else scatter
+
+
+def _shared(errors: Floats, curve: Ints) -> float:
+    """Estimate the share of the errors' variance that rows of one run have in common (one-way analysis of variance)."""
+    _, of_run, count = np.unique(curve, return_inverse=True, return_counts=True)
+    rows, runs = len(errors), len(count)
+    if not 1 < runs < rows:
+        return 0.0
+    mean = np.bincount(of_run, errors) / count
+    within = float(((errors - mean[of_run]) ** 2).sum() / (rows - runs))
+    between = float((count * (mean - errors.mean()) ** 2).sum() / (runs - 1))
+    each = (rows - (count**2).sum() / rows) / (runs - 1)  # rows of a run, on average
+    common = max(0.0, (between - within) / each)
+    return common / (common + within) if common + within > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -139,17 +162,18 @@ def bootstrap_theta(runs: Runs, fit: Parametric, choices: Choices) -> Floats:
         losses = exact * np.exp(about.draw(rng, asked, len(runs)))
         return refit(runs, fit, choices, losses=losses)[0]
     # numpy's older generator: with its seed 42 come the draws, and so the standard errors, of Besiroglu et al. 2024
-    legacy = np.random.RandomState(choices.seed)
-    counts = [np.bincount(resampled(runs, legacy, choices.cluster), minlength=len(runs)) for _ in range(asked)]
+    legacy, resample = np.random.RandomState(choices.seed), choices.resample(runs)
+    counts = [np.bincount(resampled(runs, legacy, resample), minlength=len(runs)) for _ in range(asked)]
     return refit(runs, fit, choices, weights=np.array(counts, dtype=np.float64))[0]
 
 
 def resampled(runs: Runs, rng: Any, resample: Resample) -> NDArray[np.int_]:
-    """Draw positions of rows, or of all rows of as many sizes as there are."""
-    if resample == "params":
-        of_size = size_of(runs)
-        count = of_size.max() + 1
-        return np.concatenate([np.flatnonzero(of_size == size) for size in rng.choice(count, size=count)])
+    """Draw positions of rows, or of all rows of as many sizes or runs as there are."""
+    if resample in ("params", "runs"):
+        of_one = size_of(runs) if resample == "params" or runs.curve is None else runs.curve
+        _, of_one, count = np.unique(of_one, return_inverse=True, return_counts=True)
+        rows_of = np.split(np.argsort(of_one, kind="stable"), np.cumsum(count)[:-1])
+        return np.concatenate([rows_of[i] for i in rng.choice(len(count), size=len(count))])
     return rng.choice(len(runs), size=len(runs))
 
 

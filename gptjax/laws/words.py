@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from gptjax.laws.envelope import LATE
+from gptjax.laws.minima import SIDE
 from gptjax.laws.record import Analysis, EnvelopeFound, Found, IsoflopFound, ParametricFound
 
 CHINCHILLA_HTML = "<i>L</i> = <i>E</i> + <i>A</i>/<i>N</i><sup>&alpha;</sup> + <i>B</i>/<i>D</i><sup>&beta;</sup>"
@@ -66,9 +67,12 @@ def isoflop_methods(law: Analysis) -> str:
             "or its least loss at an end there or in half of the draws"
         )
     else:
+        seen = f"{law.settings.window or SIDE} on either side"
+        if not law.settings.window:
+            seen += ", or where a budget has more sizes those within 4 to 10 times it, as the noise asks"
         how = (
-            "Least squares of loss on log <i>N</i>, quadratic, over the size of least loss and "
-            f"{law.settings.window} on either side; a budget is refused with fewer than four sizes, its least loss at "
+            f"Least squares of loss on log <i>N</i>, quadratic, over the size of least loss and {seen}; a budget is "
+            "refused with fewer than four sizes, its least loss at "
             "an end, or no clear curvature"
         )
     return f"{how}; then weighted regression of log <i>N</i>* and log <i>D</i>* on log <i>C</i>."

@@ -7,6 +7,7 @@ import pytest
 
 from gptjax.laws.envelope import LATE, envelope, refit_finished, smooth
 from gptjax.laws.forms import ChinchillaLaw
+from gptjax.laws.smoothed import points_of
 from gptjax.laws.table import Curve, Runs
 
 PLANTED = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)
@@ -154,3 +155,31 @@ def test_one_size_makes_no_envelope_and_a_size_of_one_run_no_curve():
     alone = np.flatnonzero(runs.params == runs.params[20])[1:]
     fit = envelope(runs.take(np.setdiff1d(np.arange(len(runs)), alone)))
     assert any("one budget only and makes no curve; add a budget" in drop.reason for drop in fit.dropped)
+
+
+@pytest.mark.parametrize(("budgets", "sizes", "bracket"), [(50, 100, 10), (10, 12, 4), (5, 40, 10)])
+def test_sizes_chosen_anew_for_each_budget_make_an_envelope(budgets, sizes, bracket):
+    c = np.geomspace(1e11, 1e15, budgets)
+    n = (PLANTED.params_law(c)[:, None] * np.geomspace(1 / bracket, bracket, sizes)).ravel()
+    runs = table(n, np.repeat(c, sizes) / (6 * n), noise=0.003)
+    fit = envelope(runs)
+    assert fit.status == "ok" and fit.used == runs.run and "smoothed over log N" in fit.reasons[0]
+    assert fit.params_law.exponent == pytest.approx(PLANTED.a, abs=0.03)
+    if budgets == 50:  # between budgets far apart a curve is a chord
+        assert fit.frontier.loss == pytest.approx(PLANTED.loss(fit.frontier.params, fit.frontier.tokens), abs=0.01)
+    losses = runs.loss + 0.003 * np.random.default_rng(1).standard_normal((3, len(runs)))
+    for line, loss in zip(refit_finished(runs, losses)[0], losses, strict=True):
+        law = envelope(replace(runs, loss=loss)).params_law
+        assert line == pytest.approx([np.log(law.coef), law.exponent], rel=1e-9)
+
+
+def test_smoothing_a_budget_keeps_a_parabola_and_lists_budgets_of_few_sizes():
+    c = np.repeat([1e11, 1e12, 1e13], 7)
+    n = 1e4 * 1.5 ** np.tile(np.arange(7), 3) * np.repeat([1, 1.1, 1.25], 7)
+    runs = table(n, c / (6 * n))
+    points = points_of(runs)
+    parabola = np.exp(1 + 0.03 * np.log(n / 4e4) ** 2)
+    assert points.log_loss(parabola[None])[0] == pytest.approx(1 + 0.03 * np.log(points.params / 4e4) ** 2)
+    assert points.log_d + np.log(6 * points.params) == pytest.approx(points.log_c)
+    fewer = envelope(runs.take(np.r_[0:7, 7:14, 15:17]))
+    assert [drop.run for drop in fewer.dropped if "too few sizes" in drop.reason] == ["15", "16"]
