@@ -129,9 +129,7 @@ def count(line: Line, pairs: int) -> dict[str, Any]:
         for name, value in said.items():
             found.setdefault(name, []).extend([] if value is None else [value])
     sure = binomtest(sum(found["parametric"]), len(found["parametric"])).proportion_ci(0.95)
-    shares = {
-        name: float(np.mean(values)) for name, values in found.items() if values and name not in ("width", "log error")
-    }
+    dropped = ("width", "log error")
     return {
         "line": str(line),
         "compared": pairs - refused,
@@ -141,7 +139,7 @@ def count(line: Line, pairs: int) -> dict[str, Any]:
         "sd": float(np.std(found["log error"])),
         "bias": float(np.mean(found["log error"])),
         "isoflop_fitted": len(found["isoflop"]),
-        **{name: float(np.mean(values)) for name, values in found_shares.items()},
+        **{name: float(np.mean(values)) for name, values in found.items() if values and name not in dropped},
     }
 
 
@@ -151,9 +149,21 @@ def main() -> None:
     args.add_argument("--only", default="", help="lines that hold this, as '3 x 5 | 1.0%%'")
     args.add_argument("--json", type=Path)
     given = args.parse_args()
-    print(
-        "| law | design | noise | cells | exponents | held | at the ends | width | shared | isoFLOP | points | p < .05 |"
-    )
+    said = [
+        "law",
+        "design",
+        "noise",
+        "cells",
+        "exponents",
+        "held",
+        "ends",
+        "width",
+        "shared",
+        "isoFLOP",
+        "points",
+        "different",
+    ]
+    print(f"| {' | '.join(said)} |")
     table = []
     for line in lines():
         if given.only not in str(line):

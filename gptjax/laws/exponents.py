@@ -53,7 +53,7 @@ def share_exponents(a: Rung, b: Rung, noise: JointNoise) -> SharedFit:
     for i in (0, 5):
         turn[i, i + 3], turn[i + 1, i + 4] = centre
     wide = turn @ TOGETHER @ covariance @ TOGETHER.T @ turn.T
-    return SharedFit(np.concatenate(back), wide, ratio, float(fisher.sf(ratio, 2, freedom)), freedom)
+    return SharedFit(np.concatenate(back), wide, float(ratio), float(fisher.sf(ratio, 2, freedom)), freedom)
 
 
 def _pooled(noise: JointNoise) -> tuple[float, float]:
