@@ -32,6 +32,9 @@ LARGE = "6e18 to 3e21", BESIROGLU_2024, (6e18, 3e21)
 LITTLE = "1e11 to 3e12", SMALL, (1e11, 3e12)
 FORMLESS = "Kaplan's form", KAPLAN_2020, (1e17, 3e19)
 
+COLUMNS = ("law", "design", "noise", "cells", "exponents", "held", "at the ends", "width", "shared", "isoFLOP", "points",
+           "p < .05")  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Line:
@@ -149,21 +152,7 @@ def main() -> None:
     args.add_argument("--only", default="", help="lines that hold this, as '3 x 5 | 1.0%%'")
     args.add_argument("--json", type=Path)
     given = args.parse_args()
-    said = [
-        "law",
-        "design",
-        "noise",
-        "cells",
-        "exponents",
-        "held",
-        "ends",
-        "width",
-        "shared",
-        "isoFLOP",
-        "points",
-        "different",
-    ]
-    print(f"| {' | '.join(said)} |")
+    print(f"| {' | '.join(COLUMNS)} |")
     table = []
     for line in lines():
         if given.only not in str(line):
