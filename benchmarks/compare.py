@@ -32,8 +32,10 @@ LARGE = "6e18 to 3e21", BESIROGLU_2024, (6e18, 3e21)
 LITTLE = "1e11 to 3e12", SMALL, (1e11, 3e12)
 FORMLESS = "Kaplan's form", KAPLAN_2020, (1e17, 3e19)
 
-COLUMNS = ("law", "design", "noise", "cells", "exponents", "held", "at the ends", "width", "shared", "isoFLOP", "points",
-           "p < .05")  # fmt: skip
+COLUMNS = (
+    *("law", "design", "noise", "cells", "exponents"),
+    *("held", "at the ends", "width", "shared", "isoFLOP", "points", "p < .05"),
+)
 
 
 @dataclass(frozen=True)

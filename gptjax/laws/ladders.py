@@ -391,14 +391,15 @@ def verdict(pair: LadderPair) -> str:
     if pair.multiplier is None:
         return f"{pair.b} never has the loss that {pair.a} has at {flops_words(pair.at)} FLOPs, by its law; {end}"
     said = f"{pair.b} needs {times_words(pair.multiplier, pair.multiplier_interval)} the compute of {pair.a}"
-    ends = pair.multiplier_interval
-    bounds = [(-math.inf if e is None else e) if i == 0 else (math.inf if e is None else e)
-              for i, e in enumerate(ends)] if ends else [-math.inf, math.inf]  # fmt: skip
-    first, last = pair.along.multiplier[0], pair.along.multiplier[-1]
-    outside = [one is None or not bounds[0] <= one <= bounds[1] for one in (first, last)]
-    doubt = "no difference is shown; " if bounds[0] <= 1 <= bounds[1] else ""
-    if any(outside) or pair.exponents_differ.p < 0.05:
-        at, firsts, lasts = flops_words(pair.at), times_words(first, None), times_words(last, None)
-        ways = f"{firsts} at {low} and {lasts} at {high}".replace(" (no interval)", "")
-        return f"{said} at {at}, {ways}; {end}"
+    along = pair.along
+    if pair.exponents_differ.p < 0.05 or not all(_holds(along.interval[i], pair.multiplier) for i in (0, -1)):
+        ends = [f"{times_words(along.multiplier[i], along.interval[i])} at {c}" for i, c in ((0, low), (-1, high))]
+        return f"{said} at {flops_words(pair.at)}, {' and '.join(ends)}; {end}"
+    doubt = "no difference is shown; " if _holds(pair.multiplier_interval, 1.0) else ""
     return f"{said} between {low} and {high}; {doubt}{end}"
+
+
+def _holds(interval: Interval | None, value: float) -> bool:
+    """Say whether an interval has a value; one that is not known may have any."""
+    low, high = interval or (None, None)
+    return (low is None or low <= value) and (high is None or value <= high)

@@ -303,9 +303,7 @@ def by_isoflop(a: Runs, b: Runs, correlation: float, log_at: float, draws: int, 
         shared = white[0][:, near[:, j].argmin()]
         white[1][:, j] = correlation * shared + math.sqrt(1 - correlation**2) * white[1][:, j]
     tables = [_moved(each, scatter, fit.freedom, rng) for each, scatter, fit in zip(minima, white, fits, strict=True)]
-    drawn = np.array([
-        _turned(places, one, other, log_at) for one, other in zip(*tables, strict=True)
-    ])  # fmt: skip
+    drawn = _turned(places, tables[0], tables[1], log_at)
     value, rest = float(drawn[0]), drawn[1:]
     if math.isnan(value):
         return Estimate(reason="the budgets that have a minimum do not reach one loss at this compute in both ladders")
@@ -321,16 +319,18 @@ def _moved(minima: list[tuple[float, Minimum]], white: Floats, freedom: int, rng
     return np.concatenate([log_loss[None], log_loss + se * scale * white])
 
 
-def _turned(places: list[Floats], a: Floats, b: Floats, log_at: float) -> float:
-    """Give the log multiplier at one log C between two frontiers of log losses at places in log C."""
+def _turned(places: list[Floats], a: Floats, b: Floats, log_at: float) -> Floats:
+    """Give the log multiplier (draws,) at one log C between frontiers of log losses (draws, budgets) at their log C.
+
+    It is nan where the loss of a, or its compute, is not within the budgets.
+    """
     if not places[0][0] <= log_at <= places[0][-1]:
-        return math.nan
+        return np.full(len(a), np.nan)
     grid = np.linspace(places[1][0], places[1][-1], GRID)
-    line = np.minimum.accumulate(PchipInterpolator(places[1], b)(grid))
-    wanted = float(PchipInterpolator(places[0], a)(log_at))
-    if not line[-1] <= wanted <= line[0]:
-        return math.nan
-    return float(np.interp(-wanted, -line, grid)) - log_at
+    lines = np.minimum.accumulate(PchipInterpolator(places[1], b, axis=1)(grid), axis=1)
+    wanted = PchipInterpolator(places[0], a, axis=1)(log_at)
+    log_c = np.array([np.interp(-one, -line, grid) for one, line in zip(wanted, lines, strict=True)])
+    return np.where((lines[:, -1] <= wanted) & (wanted <= lines[:, 0]), log_c - log_at, np.nan)
 
 
 def shared_range(a: Rung, b: Rung, found: Bootstrapped) -> tuple[float, float] | None:
