@@ -11,7 +11,7 @@ from gptjax.errors import BadInput
 from gptjax.jobs.process import use_compilation_cache
 
 if TYPE_CHECKING:
-    from gptjax.laws.ladders import Ladder
+    from gptjax.laws.comparable import Ladder
 
 
 def add(verb: Verb) -> None:
@@ -79,7 +79,7 @@ def read_ladder(place: Path) -> "Ladder":
     """Read a table, or a sweep with what its facts.json and plan.json say of tokenizer, text and validation windows."""
     from gptjax.files import read_json
     from gptjax.laws.checks import read_runs
-    from gptjax.laws.ladders import Ladder
+    from gptjax.laws.comparable import Ladder
 
     table = tables_of(place) / "runs.csv" if place.is_dir() else place
     runs = read_runs(table)

@@ -11,10 +11,11 @@ from scipy import stats
 
 from gptjax.cli import main
 from gptjax.errors import BadInput
+from gptjax.laws.comparable import Ladder
 from gptjax.laws.comparison import Comparison, describe_comparison
 from gptjax.laws.exponents import share_exponents
 from gptjax.laws.forms import ChinchillaLaw
-from gptjax.laws.ladders import Ladder, compare_ladders
+from gptjax.laws.ladders import compare_ladders
 from gptjax.laws.multiplier import Frontiers, JointNoise, joint_noise, log_multiplier, paired_cells, rung
 from gptjax.laws.plot_compare import multipliers
 from gptjax.laws.published import BESIROGLU_2024
