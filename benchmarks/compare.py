@@ -35,7 +35,7 @@ FORMLESS = "Kaplan's form", KAPLAN_2020, (1e17, 3e19)
 
 COLUMNS = (
     *("law", "design", "noise", "cells", "exponents"),
-    *("held", "at the ends", "width", "shared", "isoFLOP", "points", "p < .05"),
+    *("held", "at the ends", "width", "shared", "isoFLOP", "points", "p < .05", "form doubted"),
 )
 
 
@@ -129,6 +129,7 @@ def count(line: Line, pairs: int) -> dict[str, Any]:
             "shared": held(pair.exponents_differ.multiplier_interval, truth),
         }
         said |= {"found different": pair.exponents_differ.p < 0.05, "correlation": pair.paired.correlation}
+        said["form doubted"] = any("the form is not theirs" in note for note in pair.notes)
         low, high = pair.multiplier_interval or (None, None)
         said["width"] = math.log(high / low) if low and high else math.inf
         said["log error"] = math.log(pair.multiplier / truth) if pair.multiplier else math.inf
@@ -164,8 +165,10 @@ def main() -> None:
         table.append(row)
         of = f" of {row['isoflop_fitted']}" if row["isoflop_fitted"] < row["compared"] else ""
         points = f"{row['points']:.1%}" if "points" in row else "none"
-        cells = [f"{row['parametric']:.1%}", f"{row['ends']:.1%}", f"{row['width']:.2f}", f"{row['shared']:.1%}",
-                 f"{row['isoflop']:.1%}{of}", points, f"{row['found different']:.1%}"]  # fmt: skip
+        shares = [f"{row[name]:.1%}" for name in ("parametric", "ends", "shared", "isoflop", "found different")]
+        held_at, ends, shared, isoflop, different = shares
+        cells = [held_at, ends, f"{row['width']:.2f}", shared, isoflop + of, points, different]
+        cells.append(f"{row['form doubted']:.0%}")
         print(f"| {line} | {' | '.join(cells)} |", flush=True)
     if given.json:
         write_json(given.json, plain(table))

@@ -166,6 +166,27 @@ def times_words(value: float | None, interval: Interval | None = None) -> str:
     return f"{said} ({low} to {high})"
 
 
+def verdict(pair: LadderPair) -> str:
+    """Say a comparison in a line."""
+    low, high = map(flops_words, pair.claimed)
+    end = "outside the rows: not claimed"
+    if pair.multiplier is None:
+        return f"{pair.b} never has the loss that {pair.a} has at {flops_words(pair.at)} FLOPs, by its law; {end}"
+    said = f"{pair.b} needs {times_words(pair.multiplier, pair.multiplier_interval)} the compute of {pair.a}"
+    along = pair.along
+    if pair.exponents_differ.p < 0.05 or not all(_holds(along.interval[i], pair.multiplier) for i in (0, -1)):
+        ends = [f"{times_words(along.multiplier[i], along.interval[i])} at {c}" for i, c in ((0, low), (-1, high))]
+        return f"{said} at {flops_words(pair.at)}, {' and '.join(ends)}; {end}"
+    doubt = "no difference is shown; " if _holds(pair.multiplier_interval, 1.0) else ""
+    return f"{said} between {low} and {high}; {doubt}{end}"
+
+
+def _holds(interval: Interval | None, value: float) -> bool:
+    """Say whether an interval has a value; one that is not known may have any."""
+    low, high = interval or (None, None)
+    return (low is None or low <= value) and (high is None or value <= high)
+
+
 def describe_comparison(found: Comparison) -> str:
     """Lay a comparison out for a terminal: for each pair a verdict, a table along C, and what stands beside it."""
     blocks = [_describe_pair(pair, UNITS[found.settings.metric]) for pair in found.pairs]

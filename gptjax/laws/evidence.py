@@ -8,9 +8,9 @@ from scipy.interpolate import PchipInterpolator
 from scipy.stats import t as student
 
 from gptjax.laws.forms import ChinchillaLaw
-from gptjax.laws.isoflop import Minimum, isoflop
+from gptjax.laws.isoflop import Isoflop, Minimum, isoflop
 from gptjax.laws.law import Floats, Ints
-from gptjax.laws.multiplier import Bootstrapped, Rung, percentiles
+from gptjax.laws.multiplier import FEWEST_PAIRED, Bootstrapped, Rung, percentiles
 from gptjax.laws.table import Runs
 from gptjax.laws.uncertainty import LEVELS
 
@@ -62,12 +62,53 @@ def _steepness(one: Rung, rows: Ints) -> Floats:
     return (law.alpha * law.A * n**-law.alpha + law.beta * law.B * d**-law.beta) / (2 * law.loss(n, d))
 
 
-def by_isoflop(a: Runs, b: Runs, correlation: float, log_at: float, draws: int, seed: int) -> Estimate:
+@dataclass(frozen=True)
+class Parabolas:
+    """The isoFLOP fit of a ladder, and the errors of log loss about its parabolas: nan outside their windows."""
+
+    fit: Isoflop
+    errors: Floats
+
+    @property
+    def noise(self) -> float:
+        """The standard deviation of one log loss about the parabolas; nan where no loss is to spare."""
+        known = self.errors[~np.isnan(self.errors)]
+        return math.sqrt(np.sum(known**2) / self.fit.freedom) if self.fit.freedom else math.nan
+
+
+def parabolas(runs: Runs) -> Parabolas:
+    """Fit the parabolas of a ladder's budgets."""
+    fit = isoflop(runs)
+    place = {name: i for i, name in enumerate(runs.run)}
+    errors = np.full(len(runs), np.nan)
+    for budget in fit.budgets:
+        if budget.curve:
+            rows = [place[name] for name in budget.window]
+            curve = np.polynomial.polynomial.polyval(np.log(runs.params[rows] / budget.centre), np.array(budget.curve))
+            errors[rows] = np.log(curve / runs.loss[rows])
+    return Parabolas(fit, errors)
+
+
+def _shared(a: Parabolas, b: Parabolas, cells: tuple[Ints, Ints]) -> float:
+    """Estimate the correlation of noise in paired cells about parabolas, which unlike laws miss nothing in common."""
+    one, other = a.errors[cells[0]], b.errors[cells[1]]
+    known = ~np.isnan(one + other)
+    if known.sum() < FEWEST_PAIRED:
+        return 0.0
+    one, other = one[known], other[known]
+    return float(one @ other / math.sqrt((one @ one) * (other @ other)))
+
+
+def by_isoflop(
+    both: tuple[Parabolas, Parabolas], cells: tuple[Ints, Ints], log_at: float, draws: int, seed: int
+) -> Estimate:
     """Compare the least losses of budgets, joined by monotone curves in log C and log L; no form is assumed.
 
-    The draws move each minimum by its standard error, those of one budget together where the cells' noise is shared.
+    The draws move each minimum by its standard error, those of one budget together where paired cells share noise;
+    `cells` are the positions of these in the rows of both.
     """
-    fits = [isoflop(runs) for runs in (a, b)]
+    fits = [one.fit for one in both]
+    correlation = _shared(*both, cells)
     minima = [[(np.log(one.flops), one.minimum) for one in fit.budgets if one.minimum] for fit in fits]
     if min(map(len, minima)) < 2:
         counts = " and ".join(str(len(each)) for each in minima)

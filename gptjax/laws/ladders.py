@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
+from scipy.stats import f as fisher
 from scipy.stats import t as student
 
 from gptjax.errors import BadInput
@@ -22,12 +23,12 @@ from gptjax.laws.comparison import (
     PairedCells,
     RefusedPair,
     Way,
-    flops_words,
     times_words,
+    verdict,
 )
-from gptjax.laws.evidence import Estimate, by_isoflop, by_points
+from gptjax.laws.evidence import Estimate, Parabolas, by_isoflop, by_points, parabolas
 from gptjax.laws.exponents import SharedFit, share_exponents
-from gptjax.laws.fit import MIN_DRAWS, Choices
+from gptjax.laws.fit import MIN_DRAWS, TRUSTED_FREEDOM, Choices
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.law import Floats
 from gptjax.laws.multiplier import (
@@ -37,6 +38,7 @@ from gptjax.laws.multiplier import (
     Rung,
     bootstrapped,
     log_multiplier,
+    paired_cells,
     percentiles,
     rung,
     shared_range,
@@ -46,6 +48,7 @@ from gptjax.laws.uncertainty import LEVELS
 
 POINTS_ALONG = 25
 WIDE_RATIO = 1.1  # C over 6ND may vary by this factor before it is said that the law's optimum is of 6ND
+MISFIT, SURE = 1.3, 1e-3  # a law's scatter over that about parabolas, and the p of it, from which its form is doubted
 NARROW = 2.0  # FLOPs from least to largest: a shorter range is said to be short
 HEADLINE = "parametric"
 WHY = (
@@ -159,10 +162,11 @@ def _pair(both: tuple[Rung, Rung], runs: tuple[Runs, Runs], draws: int, seed: in
         _pair_of(percentiles(log_multiplier(found.drawn_a, found.drawn_b, point))[:, 0]),
         len(a.rows) + len(b.rows),
     )
+    curves = parabolas(runs[0]), parabolas(runs[1])
     test = share_exponents(a, b, found.noise)
     ways = {
         HEADLINE: _way(headline),
-        "isoflop": _way(by_isoflop(*runs, found.noise.correlation, log_at, draws, seed)),
+        "isoflop": _way(by_isoflop(curves, paired_cells(*runs), log_at, draws, seed)),
         "points": _way(by_points(a, b, found, log_at)),
     }
     along = _along(found, span, np.log(b.rows.flops))
@@ -171,7 +175,7 @@ def _pair(both: tuple[Rung, Rung], runs: tuple[Runs, Runs], draws: int, seed: in
     quoted = ways[HEADLINE]
     pair = LadderPair(
         a.name, b.name, quoted.multiplier, quoted.interval, at, claimed, along, _tested(both, test, log_at), HEADLINE,
-        WHY, ways, cells, "", [*_against(both, found, ways, claimed)],
+        WHY, ways, cells, "", [*_against(both, found, ways, claimed), *_misfits(both, curves)],
     )  # fmt: skip
     return replace(pair, verdict=verdict(pair))
 
@@ -268,30 +272,20 @@ def _against(
             yield f"{name} says {times_words(way.multiplier, way.interval)}, beside the interval that is quoted"
 
 
+def _misfits(both: tuple[Rung, Rung], curves: tuple[Parabolas, Parabolas]) -> Iterator[str]:
+    """Say where a law misses losses by more than parabolas do: then its form is not theirs."""
+    for one, curve in zip(both, curves, strict=True):
+        free = curve.fit.freedom
+        if free < TRUSTED_FREEDOM or not curve.noise > 0 or one.fit.noise < MISFIT * curve.noise:
+            continue
+        if fisher.sf((one.fit.noise / curve.noise) ** 2, one.freedom, free) < SURE:
+            missed = f"the law misses losses of {one.name} by {one.fit.noise:.1%}, parabolas through its budgets by"
+            yield f"{missed} {curve.noise:.1%}: the form is not theirs; trust isoflop, and not the ends of the range"
+
+
 def _summary(one: Rung, rows: int) -> ComparedLadder:
     assert isinstance(one.fit.law, ChinchillaLaw)
     log_c = np.linspace(np.log(one.rows.flops.min()), np.log(one.rows.flops.max()), POINTS_ALONG)
     loss = Frontiers.of(one.fit.theta[None], one.over_6nd).losses(log_c)[0]
     coefficients = {name: float(getattr(one.fit.law, name)) for name in one.fit.law.names}
     return ComparedLadder(rows, len(one.rows), coefficients, one.fit.noise, np.exp(log_c).tolist(), loss.tolist())
-
-
-def verdict(pair: LadderPair) -> str:
-    """Say a comparison in a line."""
-    low, high = map(flops_words, pair.claimed)
-    end = "outside the rows: not claimed"
-    if pair.multiplier is None:
-        return f"{pair.b} never has the loss that {pair.a} has at {flops_words(pair.at)} FLOPs, by its law; {end}"
-    said = f"{pair.b} needs {times_words(pair.multiplier, pair.multiplier_interval)} the compute of {pair.a}"
-    along = pair.along
-    if pair.exponents_differ.p < 0.05 or not all(_holds(along.interval[i], pair.multiplier) for i in (0, -1)):
-        ends = [f"{times_words(along.multiplier[i], along.interval[i])} at {c}" for i, c in ((0, low), (-1, high))]
-        return f"{said} at {flops_words(pair.at)}, {' and '.join(ends)}; {end}"
-    doubt = "no difference is shown; " if _holds(pair.multiplier_interval, 1.0) else ""
-    return f"{said} between {low} and {high}; {doubt}{end}"
-
-
-def _holds(interval: Interval | None, value: float) -> bool:
-    """Say whether an interval has a value; one that is not known may have any."""
-    low, high = interval or (None, None)
-    return (low is None or low <= value) and (high is None or value <= high)
