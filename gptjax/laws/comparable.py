@@ -52,7 +52,7 @@ def unlike(a: Ladder, b: Ladder, metric: str) -> Iterator[str]:
         yield f"{both} were evaluated on {differ} validation windows; train them with the same evaluate.sequences"
     yield from _counted_otherwise(a, b)
     if _same_rows(a.runs, b.runs):
-        yield f"{both} hold the same runs; give two ladders"
+        yield f"{both} hold the same runs, or one those of the other; give two ladders"
     spans = [(one.runs.loss.min(), one.runs.loss.max()) for one in (a, b)]
     if spans[0][0] > spans[1][1] or spans[1][0] > spans[0][1]:
         said = " and ".join(f"{low:.4g} to {high:.4g}" for low, high in spans)
@@ -85,11 +85,9 @@ def _is_6nd(runs: Runs) -> bool:
 
 
 def _same_rows(a: Runs, b: Runs) -> bool:
-    if len(a) != len(b):
-        return False
-    rows = [np.array([one.params, one.tokens, one.loss]) for one in (a, b)]
-    one, other = (table[:, np.lexsort(table)] for table in rows)
-    return bool(np.array_equal(one, other))
+    """Say whether all runs of one ladder are runs of the other: the same N, D and loss."""
+    one, other = (set(zip(runs.params, runs.tokens, runs.loss, strict=True)) for runs in (a, b))
+    return one <= other or other <= one
 
 
 def unknown(a: Ladder, b: Ladder, metric: str, arms: bool) -> Iterator[str]:

@@ -52,8 +52,8 @@ MISFIT, SURE = 1.3, 1e-3  # a law's scatter over that about parabolas, and the p
 NARROW = 2.0  # FLOPs from least to largest: a shorter range is said to be short
 HEADLINE = "parametric"
 WHY = (
-    "it uses every row near the frontiers and compares optima, so its interval is the narrowest that held planted "
-    "multipliers as often as it claims; isoFLOP minima assume no form and use fewer rows, and equal cells say nothing "
+    "it compares optima, uses every row near the frontiers, and its interval held planted multipliers as often as it "
+    "claims; isoFLOP minima assume no form, from fewer rows, and need a minimum at each budget; equal cells say nothing "
     "of what a ladder gains by its own best D/N"
 )
 

@@ -18,7 +18,7 @@ from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.ladders import compare_ladders
 from gptjax.laws.multiplier import Frontiers, JointNoise, joint_noise, log_multiplier, paired_cells, rung
 from gptjax.laws.plot_compare import multipliers
-from gptjax.laws.published import BESIROGLU_2024
+from gptjax.laws.published import BESIROGLU_2024, KAPLAN_2020
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.table import Runs
 
@@ -145,6 +145,7 @@ def test_cells_are_paired_by_size_tokens_and_seed():
     assert [seeds[i] for i in left] == ["0"] * len(left) and len(left) == seeds.count("0")
 
 
+@pytest.mark.slow
 def test_other_exponents_are_found_and_equal_ones_seldom_doubted():
     steeper = replace(B, alpha=0.44, A=B.A * A.optimum(flops=5e11).params ** 0.07)
     found = compared(PAIR[0], drawn(steeper, 2, shared=SHARED)).exponents_differ
@@ -189,6 +190,17 @@ def test_one_law_of_another_scale_is_no_difference(paired):
     assert paired.verdict.startswith(f"b needs {paired.multiplier:.2f}x (") and "no difference" not in paired.verdict
 
 
+def test_a_form_that_is_not_the_ladders_is_said():
+    """Losses of Kaplan's form are missed by Chinchilla's law and not by parabolas, whose interval holds the truth."""
+    law = KAPLAN_2020
+    cheap = replace(law, N_c=law.N_c * TIMES**0.5, D_c=law.D_c * TIMES**0.5)
+    cells = ladder(law, np.geomspace(1e17, 3e19, 5))
+    pair = compared(drawn(law, 1, cells=cells), drawn(cheap, 2, cells=cells))
+    low, high = pair.ways["isoflop"].interval
+    assert low < TIMES < high and sum("the form is not theirs" in note for note in pair.notes) == 2
+    assert not any("form" in note for note in compared(drawn(A, 1), drawn(B, 2)).notes)
+
+
 def with_cells(runs: Runs, **cells: str) -> Runs:
     return replace(runs, cells={name: np.array([value] * len(runs)) for name, value in cells.items()})
 
@@ -196,7 +208,8 @@ def with_cells(runs: Runs, **cells: str) -> Runs:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda a, b: (a, a), "hold the same runs; give two ladders"),
+        (lambda a, b: (a, a), "hold the same runs, or one those of the other; give two"),
+        (lambda a, b: (a, a.take(np.arange(0, 35, 2))), "hold the same runs, or one those of the other"),
         (lambda a, b: (a, replace(b, loss=b.loss + 4)), "share no loss: .* add budgets"),
         (lambda a, b: (a, replace(b, params=b.params[:1].repeat(len(b)))), "b has no law .*cannot"),
         (lambda a, b: (with_cells(a, objective="causal"), with_cells(b, objective="masked")), "objectives causal and"),
@@ -303,3 +316,14 @@ def test_the_command_compares_tables_and_arms_and_refuses_in_a_line(tmp_path, ca
             main(["compare", *wrong, "--json", str(out)])
         error = capsys.readouterr().err
         assert stop.value.code == 2 and words in error and error.count("\n") == 1 and not out.exists()
+
+
+def test_what_a_sweep_says_of_itself_is_read(tmp_path, capsys):
+    for name, tokenizer, runs in (("one", "sentencepiece:512", PAIR[0]), ("two", "bytes", PAIR[1])):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "runs.csv", {name: runs})
+        (tmp_path / name / "facts.json").write_text(json.dumps({"tokenizer": tokenizer, "corpus": "text"}))
+    with pytest.raises(SystemExit):
+        main(["compare", str(tmp_path / "one"), str(tmp_path / "two")])
+    error = capsys.readouterr().err
+    assert "tokenizers sentencepiece:512 and bytes" in error and "--metric bits_per_byte" in error
