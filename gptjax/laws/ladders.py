@@ -53,8 +53,8 @@ NARROW = 2.0  # FLOPs from least to largest: a shorter range is said to be short
 HEADLINE = "parametric"
 WHY = (
     "it compares optima, uses every row near the frontiers, and its interval held planted multipliers as often as it "
-    "claims; isoFLOP minima assume no form, from fewer rows, and need a minimum at each budget; equal cells say nothing "
-    "of what a ladder gains by its own best D/N"
+    "claims; isoFLOP minima assume no form, use fewer rows and need a minimum at each budget; equal cells say "
+    "nothing of what a ladder gains by its own best D/N"
 )
 
 
