@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gptjax.commands import evaluation, hardware, laws, planning, training, weights
+from gptjax.commands import comparing, evaluation, hardware, laws, planning, training, weights
 from gptjax.commands.arguments import Action, check_outputs, local_path
 from gptjax.errors import BadInput, exit_code_of
 
@@ -35,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    for room in (training, laws, planning, hardware, weights, evaluation):
+    for room in (training, laws, comparing, planning, hardware, weights, evaluation):
         room.add(verb)
     return top
 

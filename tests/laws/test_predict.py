@@ -89,7 +89,7 @@ def test_a_degenerate_law_forecasts_only_when_forced(law):
     outside["approaches"]["parametric"] |= {"status": "degenerate", "reasons": ["E is above the least loss"]}
     beside = forecaster(Analysis.from_json(outside))  # isoFLOP gives the optimum and the floor the loss
     assert predict(beside, flops=1e13)["optimum_from"] == "isoflop" and not beside.forced
-    with pytest.raises(NoForecast, match="E is above the least loss.*cheapest to serve.*--force"):
+    with pytest.raises(NoForecast, match=r"E is above the least loss.*cheapest to serve.*--force"):
         serve(beside, 3.0, 1e9)
     outside["approaches"]["isoflop"]["status"] = "degenerate"
     with pytest.raises(NoForecast, match="--force"):
