@@ -20,9 +20,9 @@ from gptjax.laws.table import Runs, short
 from gptjax.laws.valley import CHINCHILLA_SHAPE, FEWEST, SHAPES, VALLEY, Fitted, fit_shape, nearness
 
 SHARES = 1 - np.geomspace(2.5, 0.1, 16)  # E over the least loss
-FALLS_SD = 0.5  # of the prior of log(1 - share): about a published law's at the largest budget, within LIKELY
+FALLS_SD = 0.6  # of the prior of log(1 - share): about a published law's at the largest budget, within LIKELY
 LIKELY = (0.3, 0.8)
-TRUST = 0.5  # power of the likelihood: rows share seeds, rates and shapes, and are not as many as they seem
+TRUST = 0.6  # power of the likelihood: rows share seeds, rates and shapes, and are not as many as they seem
 LEAST_NOISE = 0.0015  # of log loss: no table is cleaner
 DRIFT = 0.1  # relative sd of the slope of the floor beyond the rows, as measured: docs/laws.md
 CUTS = (2.5, 5.0, 10.0)  # rolling forecasts are made from rows up to the largest budget over each
