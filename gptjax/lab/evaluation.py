@@ -88,6 +88,9 @@ class Evaluated:
         writable(Path(path))
         write_json(Path(path), self.to_json())
 
+    def __repr__(self) -> str:
+        return repr(self.table())
+
     def _repr_html_(self) -> str:
         return self.table()._repr_html_()
 

@@ -92,6 +92,9 @@ class FittedLaw:
     def __str__(self) -> str:
         return as_text(self.quote)
 
+    def __repr__(self) -> str:  # all of the analysis would fill pages
+        return f"{self}\n{self.table()!r}"
+
     def _repr_html_(self) -> str:
         said = "".join(f"<p>{escape(warning)}</p>" for warning in self.warnings)
         return law_html(self.analysis) + said
@@ -165,6 +168,9 @@ class FittedArms:
 
     def __str__(self) -> str:
         return "\n".join(map(compare.describe, self.compared))
+
+    def __repr__(self) -> str:
+        return f"{self}\n{self.table()!r}"
 
     def _repr_html_(self) -> str:
         said = "".join(f"<p>{escape(compare.describe(one))}</p>" for one in self.compared)

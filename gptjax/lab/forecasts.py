@@ -112,6 +112,9 @@ class Prediction:
                 shown.append(f"{title}:\n{laws.describe(said)}")
         return "\n\n".join(shown)
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def _repr_html_(self) -> str:
         more = ""
         if self.advice:

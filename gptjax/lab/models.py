@@ -176,10 +176,13 @@ class LoadedModel(Weights):
         """Write it for transformers, or its weights alone; takes what `gptjax.export` takes."""
         return export(self, out, **asked)
 
-    def _repr_html_(self) -> str:
+    def __repr__(self) -> str:
         n = self.config.cost(self.config.context).total
         facts = f"{self.config.family}, {n:,} parameters, context {self.config.context}, step {self.step}"
-        return f"<p>{escape(str(self.directory))}: {escape(facts)}</p>"
+        return f"{self.directory}: {facts}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(repr(self))}</p>"
 
 
 def _checked(ids: ArrayLike, config: ModelConfig) -> np.ndarray:

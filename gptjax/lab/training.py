@@ -94,14 +94,13 @@ def changed(config: C, overrides: Mapping[str, Any]) -> C:
             assigned.append(f"{name}={json.dumps(value)}")
         except TypeError:
             whole[name] = value
-    try:
-        config = override(config, assigned)
-    except BadInput as error:
-        raise BadInput(str(error).replace("--set ", "")) from None
     if unknown := sorted(set(whole) - {each.name for each in fields(config)}):
         raise BadInput(f"{unknown[0]}: a value of type {type(whole[unknown[0]]).__name__} sets a field of the config "
                        "itself, and it has none of this name; set one, or give a number or a text")  # fmt: skip
-    return replace(config, **whole)
+    try:
+        return override(replace(config, **whole), assigned)
+    except BadInput as error:
+        raise BadInput(str(error).replace("--set ", "")) from None
 
 
 def refuse_what_a_sweep_sets(overrides: Iterable[str], flag: str = "") -> None:

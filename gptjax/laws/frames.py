@@ -1,6 +1,7 @@
 """Data frames to runs, and results to data frames, by Arrow's protocols alone: pandas and polars are not required."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -159,7 +160,7 @@ class Frame:
 def _shown(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}".replace("e+", "e") if isinstance(value, float) else str(value)
+    return re.sub("e[+]0?", "e", f"{value:.4g}") if isinstance(value, float) else str(value)
 
 
 def as_html(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
