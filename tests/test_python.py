@@ -161,7 +161,7 @@ def test_errors_name_the_row_as_the_frame_does(table):
     pandas = needed("pandas", "test")
     loss = table["loss"].copy()
     loss[3] = -1
-    with pytest.raises(BadInput, match="the frame row 3: loss -1.0 is not a finite positive"):
+    with pytest.raises(BadInput, match=r"the frame row 3: loss -1\.0 is not a finite positive"):
         gptjax.read(table | {"loss": loss})
     labelled = pandas.DataFrame(table | {"loss": loss}, index=[f"cell {i}" for i in range(28)])
     with pytest.raises(BadInput, match="the frame row cell 3: loss"):

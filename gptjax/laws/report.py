@@ -75,7 +75,7 @@ def write_report(
     rows = choices.rows(runs)
     sweeps = affordable(len(rows)) if sweeps is None else sweeps
     law = fit_all(runs, choices, curves=curves if choices.unfinished else None, sweeps=sweeps, done=done)
-    curves = counted_curves(curves, rows)
+    curves = _counted(curves, rows)
     facts, record = _optional(directory / "facts.json"), _optional(directory / "prediction.json")
     score = _optional(directory / "prediction_score.json").get("score")
     law = replace(law, quote=quote(law, read_forecast(directory)))
@@ -112,7 +112,7 @@ def _optional(path: Path) -> Json:
     return read_json(path) if path.exists() else {}
 
 
-def counted_curves(curves: list[Curve], rows: Runs) -> list[Curve]:
+def _counted(curves: list[Curve], rows: Runs) -> list[Curve]:
     """Keep the curves of the rows fitted, with N and C as those rows count them."""
     place = {name: i for i, name in enumerate(rows.run)}
     kept = [(curve, place[curve.run]) for curve in curves if curve.run in place]
@@ -122,7 +122,7 @@ def counted_curves(curves: list[Curve], rows: Runs) -> list[Curve]:
     ]
 
 
-def drawn_curves(curves: list[Curve]) -> list[Curve]:
+def _some(curves: list[Curve]) -> list[Curve]:
     """Pick the curves to draw, at random where there are too many: every k-th might be all of one budget."""
     if len(curves) <= CURVES:
         return curves
@@ -184,7 +184,7 @@ def _law(rows: Runs, law: Analysis, curves: list[Curve]) -> Iterator[_Plate | st
     fit, envelope = law.parametric, law.envelope
     assert fit and envelope
     yield "<h2>The law</h2>"
-    drawn = drawn_curves(curves)
+    drawn = _some(curves)
     of = f"{len(drawn)} of {len(curves)} runs, picked at random" if len(drawn) < len(curves) else f"{len(curves)} runs"
     lines = f" Thin lines are the training loss of {of}, averaged in bins of equal log tokens." if curves else ""
     caption = (

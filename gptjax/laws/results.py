@@ -11,7 +11,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from gptjax.errors import BadInput
-from gptjax.laws import plot, plot_doubt
+from gptjax.laws import plot, plot_doubt, report
 from gptjax.laws.approaches import BY_NAME, BY_TRUST
 from gptjax.laws.codec import Json
 from gptjax.laws.compare import Arms
@@ -19,7 +19,6 @@ from gptjax.laws.drawn import to_png
 from gptjax.laws.frames import as_html
 from gptjax.laws.page import say_sentence
 from gptjax.laws.record import Analysis, Found, ParametricFound
-from gptjax.laws.report import counted_curves, drawn_curves
 from gptjax.laws.table import Curve, Runs
 
 NO_TABLES = "the law has no table of {}: fit it with tables=True, of at most 1,000 rows"
@@ -137,7 +136,9 @@ class Figures:
         return self.law.settings.rows(self.runs)
 
     def _curves(self) -> list[Curve]:
-        return drawn_curves(counted_curves(list(self.curves), self._rows()))
+        return report._some(
+            report._counted(list(self.curves), self._rows())
+        )  # as many and as counted as the report has
 
     def _parametric(self) -> ParametricFound:
         _need(self.law.parametric is not None, "the parametric approach was not fitted; fit all")
