@@ -136,7 +136,8 @@ class Figures:
         return self.law.settings.rows(self.runs)
 
     def _curves(self) -> list[Curve]:
-        return report._some(
+        counted = report._counted(list(self.curves), self._rows())
+        return report._some(counted)  # those that the report draws
             report._counted(list(self.curves), self._rows())
         )  # as many and as counted as the report has
 
