@@ -138,8 +138,6 @@ class Figures:
     def _curves(self) -> list[Curve]:
         counted = report._counted(list(self.curves), self._rows())
         return report._some(counted)  # those that the report draws
-            report._counted(list(self.curves), self._rows())
-        )  # as many and as counted as the report has
 
     def _parametric(self) -> ParametricFound:
         _need(self.law.parametric is not None, "the parametric approach was not fitted; fit all")
