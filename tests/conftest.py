@@ -24,7 +24,8 @@ SLOW = {
     "hosts": 180, "sweep": 100, "elastic": 60, "train": 60, "pack": 50, "tune": 50, "checkpoint": 45, "parity": 72,
     "harness": 47, "experiments": 45, "executors": 35, "door": 35, "objectives": 57, "model": 30, "mup": 25, "mesh": 25,
     "generate": 30, "report": 25, "follow": 25, "loss": 20, "feed": 17, "presets": 15, "splash": 15, "inspect": 12,
-    "laws": 12, "intervals": 12, "propose": 30, "own_form": 10, "arms": 10, "doubt": 10, "selftest": 10,
+    "laws": 12, "python": 60, "notebooks": 60, "propose": 30, "intervals": 12, "own_form": 10, "arms": 10, "doubt": 10,
+    "selftest": 10,
 }  # fmt: skip
 
 

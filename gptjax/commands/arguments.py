@@ -1,17 +1,19 @@
 """What a user gives on the command line: files with configs, directories of sweeps, places to write."""
 
 import argparse
-import importlib.util
 import os
-import sys
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args
+from typing import Any
 
 from gptjax.errors import BadInput
 from gptjax.jobs.storage import folder, is_address
+from gptjax.lab.places import existing as existing
+from gptjax.lab.places import load as load
+from gptjax.lab.places import tables_of as tables_of
+from gptjax.lab.places import writable as writable
 
 Action = Callable[[argparse.Namespace], None]
 Verb = Callable[[str, Action, str], argparse.ArgumentParser]  # name, what it does, help: adds a verb
@@ -40,6 +42,15 @@ def in_job(args: argparse.Namespace) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def as_flags(*names: str) -> Iterator[None]:
+    """Say of settings that are refused which flags set them: the door of Python calls them by their bare names."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(re.sub(rf"(^|for )({'|'.join(names)})\b(?= )", r"\1--\2", str(error))) from None
+
+
 def directory(text: str) -> Path:
     """Read a directory of runs, on a file system or in object storage."""
     if not is_address(text):
@@ -64,41 +75,6 @@ def local_path(text: str) -> Path:
     return Path(text)
 
 
-def load(target: str, kind: type | UnionType, *names: str) -> Any:
-    """Call the function of a file that returns a config, by default the first that it has of these names."""
-    path, _, function = target.partition(":")
-    if not Path(path).is_file():
-        raise BadInput(f"{path} is not a file; give a Python file such as experiments/chinchilla/quick.py")
-    spec = importlib.util.spec_from_file_location(f"experiment_{Path(path).stem}", path)
-    if spec is None or spec.loader is None:
-        raise BadInput(f"{path} is not a Python file; give one such as experiments/chinchilla/quick.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    from gptjax.config import noting_rows
-
-    try:
-        with noting_rows(Path(path)):
-            spec.loader.exec_module(module)
-    except SyntaxError as error:
-        raise BadInput(f"{path}:{error.lineno}: {error.msg}") from None
-    function = function or next((name for name in names if hasattr(module, name)), names[0])
-    if not hasattr(module, function):
-        offered = [
-            n for n, f in vars(module).items() if callable(f) and getattr(f, "__module__", "") == module.__name__
-        ]
-        raise BadInput(f"{path} has no function {function!r}; it has {', '.join(offered) or 'none'}")
-    config = getattr(module, function)()
-    if not isinstance(config, kind):
-        wanted = " or a ".join(one.__name__ for one in get_args(kind) or (kind,))
-        raise BadInput(f"{path}:{function} returned a {type(config).__name__}; it must return a {wanted}")
-    return config
-
-
-def writable(path: Path) -> None:
-    """Refuse before anything is written when the directory of a file to write is not there."""
-    if not path.parent.is_dir():
-        raise BadInput(f"{path.parent} is not a directory; make it, or write {path.name} elsewhere")
-
-
 WRITTEN = ("json", "csv", "register", "figure")  # the flags of all verbs that name a file to write
 RECORDS = ("config.json", "facts.json", "plan.json", "prediction.json", "result.json", "runs.csv", "curves.csv",
            "runs.parquet", "weights.json")  # what verbs read of a directory  # fmt: skip
@@ -119,21 +95,3 @@ def check_outputs(args: argparse.Namespace) -> None:
         if other := seen.get(os.path.realpath(path)):
             raise BadInput(f"{flag} {path} is {other}, and would be overwritten; write it elsewhere")
         seen[os.path.realpath(path)] = f"what {flag} writes"
-
-
-def tables_of(sweep: Path) -> Path:
-    """Bring the tables of a sweep up to date with its ledger, so that one in progress can be fitted too."""
-    if (sweep / "plan.json").is_file():
-        from gptjax.sweep.loop import write_tables
-        from gptjax.sweep.plan import Plan
-
-        write_tables(Plan.load(sweep / "plan.json"), sweep)
-    return existing(sweep, "runs.csv")
-
-
-def existing(place: Path, needed: str, what: str = "a sweep") -> Path:
-    if place.is_file():
-        raise BadInput(f"{place} is a file; give the directory of {what}, or fit a table with gptjax fit")
-    if not (place / needed).is_file():
-        raise BadInput(f"{place} has no {needed}; give the directory of {what}")
-    return place

@@ -1,25 +1,22 @@
 """The verbs that ask what models know: eval, tasks."""
 
 import argparse
-import csv
-import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptjax.commands.arguments import Verb, writable
+from gptjax.commands.arguments import Verb, as_flags, writable
 from gptjax.errors import BadInput
 from gptjax.jobs.process import use_compilation_cache
 
 if TYPE_CHECKING:
-    from gptjax.eval.tasks import Task
+    from gptjax.lab.evaluation import Made
 
 Row = dict[str, Any]
 
-EXAMPLES = 200
+EXAMPLES = 200  # of each task that is made, unless another number is asked for
 MADE = "identifier, bracket, docstring, copy, reverse, addition, lookup"
-FACTS = ("model", "step", "params", "tokens", "flops")  # of a model, beside each of its scores
 
 
 def add(verb: Verb) -> None:
@@ -48,23 +45,21 @@ def with_making(sub: argparse.ArgumentParser) -> None:
     made("--from", dest="source", default="python", metavar="CORPUS", help="default: %(default)s")
 
 
-def make_tasks(names: list[str], args: argparse.Namespace) -> "list[Task]":
-    """Make the tasks of these names; the corpus is read once, and only if one of them needs it."""
-    from gptjax.eval.synthetic_tasks import FROM_TEXT, make_task, validation_texts
+def made_of(args: argparse.Namespace) -> "Made":
+    from gptjax.lab.evaluation import Made
 
-    texts = validation_texts(args.source) if set(names) & set(FROM_TEXT) else []
-    examples = EXAMPLES if args.examples is None else args.examples
-    return [make_task(name, examples, args.seed, args.context_bytes, texts) for name in names]
+    return Made(args.examples, args.seed, args.context_bytes, args.source)
 
 
 def run_tasks(args: argparse.Namespace) -> None:
     from gptjax.eval.synthetic_tasks import NAMES
     from gptjax.eval.tasks import harness_task, to_jsonl
     from gptjax.files import write_file
+    from gptjax.lab.evaluation import make_tasks
     from gptjax.run.export import written_aside
 
     writable(args.out)
-    tasks = make_tasks(list(NAMES), args)
+    tasks = make_tasks(NAMES, made_of(args))
     with written_aside(args.out) as aside:
         for task in tasks:
             write_file(aside / f"{task.name}.jsonl", to_jsonl(task))
@@ -77,23 +72,28 @@ def run_tasks(args: argparse.Namespace) -> None:
 
 def run_eval(args: argparse.Namespace) -> None:
     use_compilation_cache()
-    from gptjax.eval.tasks import Task
-    from gptjax.files import plain, write_file, write_json
-    from gptjax.run.weights import saved_model
+    from gptjax.files import write_file
+    from gptjax.lab.evaluation import evaluate
 
-    shots = read_shots(args.shots)
-    if args.examples is not None and args.examples < 1:
-        raise BadInput(f"--examples {args.examples} must be at least 1")
-    if args.sequences == 0 and not args.task:
-        raise BadInput("--sequences 0 leaves nothing to evaluate; give a --task, or 2 sequences or more")
-    models = [saved_model(directory, args.step) for directory in args.models]
-    tasks: list[Task] = read_tasks(args)
-    found = [evaluate_model(saved, tasks, shots, args) for saved in models]
+    with as_flags("examples", "sequences"):
+        found = evaluate(
+            args.models,
+            corpus=args.corpus,
+            split=args.split,
+            sequences=args.sequences,
+            tasks=args.task,
+            shots=read_shots(args.shots),
+            examples=args.examples,
+            seed=args.seed,
+            context_bytes=args.context_bytes,
+            source=args.source,
+            step=args.step,
+        )
     if args.json:
-        write_json(args.json, plain({"models": found}))
+        found.save(args.json)
     if args.csv:
-        write_file(args.csv, to_csv(found))
-    print("\n\n".join(tables(found)))
+        write_file(args.csv, found.to_csv())
+    print("\n\n".join(tables(found.models)))
 
 
 def read_shots(text: str) -> list[int]:
@@ -101,104 +101,6 @@ def read_shots(text: str) -> list[int]:
     if not all(count.isdecimal() for count in counts):
         raise BadInput(f"--shots {text!r} is not numbers of 0 or more with commas between; write it as 0,1,5")
     return [int(count) for count in counts]
-
-
-def read_tasks(args: argparse.Namespace) -> "list[Task]":
-    """Read and make the tasks that are asked for, in that order."""
-    from gptjax.eval.synthetic_tasks import NAMES
-    from gptjax.eval.tasks import read_task
-
-    files = {name: read_task(Path(name)) for name in args.task if name not in NAMES and Path(name).is_file()}
-    if unknown := [name for name in args.task if name not in NAMES and name not in files]:
-        raise BadInput(f"task {unknown[0]!r} is neither a file nor one of {', '.join(NAMES)}; see gptjax tasks")
-    names = [name for name in args.task if name in NAMES]
-    made = dict(zip(names, make_tasks(names, args), strict=True))
-    return [files[name] if name in files else made[name] for name in args.task]
-
-
-def evaluate_model(saved: Any, tasks: "list[Task]", shots: list[int], args: argparse.Namespace) -> Row:
-    """Evaluate a model on corpora and tasks; return its facts and its scores."""
-    from gptjax.config import EvalConfig
-    from gptjax.data.objectives import CAUSAL
-    from gptjax.eval.perplexity import measure, stores_for
-    from gptjax.eval.tasks import check_task, evaluate_task
-    from gptjax.run.export import facts_of
-
-    name = str(saved.directory)
-    usual = saved.run.evaluate if saved.run else EvalConfig()
-    sequences = usual.sequences if args.sequences is None else args.sequences
-    stores = stores_for(saved, args.corpus) if sequences else ()
-    for task in tasks:
-        for k in shots:
-            check_task(task, k, saved.config, saved.tokenizer, examples=args.examples or 0, seed=args.seed)
-    layout = saved.layout()
-    params = saved.read(layout)
-    own = args.corpus is None
-    corpora = [
-        measure(
-            params,
-            saved.model,
-            store,
-            layout,
-            split=args.split,
-            sequences=sequences,
-            batch=usual.batch if own else 1,
-            separate_documents=bool(saved.run and saved.run.data.separate_documents),
-            objective=saved.run.data.objective if saved.run else CAUSAL,
-            progress=f"{name} on {store.manifest.corpus}",
-        )
-        for store in stores
-    ]
-    scores = [
-        evaluate_task(
-            task,
-            k,
-            params,
-            saved.model,
-            saved.tokenizer,
-            layout,
-            examples=args.examples or 0,
-            seed=args.seed,
-            progress=True,
-        )
-        for task in tasks
-        for k in shots
-    ]
-    facts, cost = facts_of(saved), saved.config.cost(saved.config.context)
-    tokens = facts.get("tokens")
-    return {
-        "model": name,
-        "step": facts.get("step"),
-        "params": cost.total,
-        "tokens": tokens,
-        "flops": None if tokens is None else tokens * cost.flops["6n_total"],  # 6 N D of all parameters
-        "context": saved.config.context,
-        "corpora": corpora,
-        "tasks": scores,
-    }
-
-
-def numbers(model: Row) -> Iterator[tuple[str, str, int | None, int, str, Any]]:
-    """Yield every score of a model: what on, split, shots, of how many, its name, and its estimate."""
-    for p in model["corpora"]:
-        for metric in ("loss", "perplexity", "bits_per_byte"):
-            yield p.corpus, p.split, None, p.sequences, metric, getattr(p, metric)
-        for b in p.bins:
-            yield p.corpus, p.split, None, p.sequences, f"loss at {b.name}", b.loss
-    for t in model["tasks"]:
-        for metric, estimate in t.metrics.items():
-            yield t.task, "", t.shots, t.examples, metric, estimate
-
-
-def to_csv(found: list[Row]) -> str:
-    """Return a line for each number of each model."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*FACTS, "on", "split", "shots", "n", "metric", "value", "se"])
-    for model in found:
-        for *what, estimate in numbers(model):
-            writer.writerow([*(model[fact] for fact in FACTS), *what, estimate.value, estimate.se])
-    return text.getvalue()
 
 
 def tables(found: list[Row]) -> Iterator[str]:

@@ -2,17 +2,18 @@
 
 import argparse
 import sys
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptjax.commands.arguments import Verb, directory, existing, load, tables_of
+from gptjax.commands.arguments import Verb, as_flags, directory
 from gptjax.errors import BadInput
 from gptjax.jobs.process import use_compilation_cache
+from gptjax.lab.forms import form_of as form_of
 
 if TYPE_CHECKING:
+    from gptjax.lab.fitted import FittedArms
     from gptjax.laws.record import Analysis, Found
-    from gptjax.laws.table import Runs
 
 
 def add(verb: Verb) -> None:
@@ -95,48 +96,34 @@ def with_choices(sub: argparse.ArgumentParser) -> None:
     choice("--seed", type=int, default=0, metavar="S")
 
 
-def choices_of(args: argparse.Namespace) -> Any:
+def chosen_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Give what was chosen, by the names of the fields of Choices."""
     from gptjax.laws.fit import Choices
 
-    if args.coverage is not None and args.coverage < 0:
-        raise BadInput(f"--coverage {args.coverage} counts sweeps; give 0 or more")
-
-    given = {field.name: getattr(args, field.name) for field in fields(Choices)}
-    return Choices(**given | {"form": form_of(args.form)})
+    return {field.name: getattr(args, field.name) for field in fields(Choices)}
 
 
 def run_fit(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
+    from gptjax.lab import laws
 
-    from gptjax.files import write_json
-    from gptjax.laws.analysis import fit_all, require_law
-    from gptjax.laws.approaches import BY_NAME
-    from gptjax.laws.checks import read_curves, read_runs
-    from gptjax.laws.quote import quote, read_forecast
-
-    table = tables_of(args.table) / "runs.csv" if args.table.is_dir() else args.table
-    if args.approach not in (*BY_NAME, "all"):
-        raise BadInput(f"--approach {args.approach!r} is not known; use one of {', '.join(BY_NAME)} or all")
-    approaches = tuple(BY_NAME) if args.approach == "all" else (args.approach,)
-    curves = read_curves(args.curves) if args.curves else None
-    settings = {"approaches": approaches, "curves": curves, "tables": bool(args.json), "sweeps": args.coverage}
-    runs = read_runs(table)
-    for warning in runs.warnings:
-        print(f"gptjax: {warning}", file=sys.stderr)
     if args.figure and not args.by:
         raise BadInput("--figure draws arms; name the column that tells them apart: --by COLUMN")
+    runs = laws.read(args.table)
+    for warning in runs.warnings:
+        print(f"gptjax: {warning}", file=sys.stderr)
+    settings = {"approaches": args.approach, "curves": args.curves, "tables": bool(args.json)}
+    settings |= {"coverage": args.coverage, **chosen_of(args)}
     if args.by:
-        return run_arms(args, runs, settings)
+        with as_flags("approach", "coverage", "curves"):
+            found = laws.fit(runs, by=args.by, **settings)
+        return run_arms(args, found)
     if "arm" in runs.cells and len(arms := runs.arms("arm")) > 1:
         print(f"gptjax: one law for the arms {', '.join(arms)} together; --by arm fits each", file=sys.stderr)
-    with tqdm(total=args.coverage, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
-        law = fit_all(runs, choices_of(args), **settings, done=bar.update)
-    require_law(law)
-    if args.table.is_dir():
-        law = replace(law, quote=quote(law, read_forecast(args.table)))
+    with as_flags("approach", "coverage"):
+        law = laws.fit(runs, sweep=args.table if args.table.is_dir() else None, **settings)
     if args.json:
-        write_json(args.json, law.to_json())
-    print(describe_law(law))
+        law.save(args.json)
+    print(describe_law(law.analysis))
 
 
 def describe_law(law: "Analysis") -> str:
@@ -152,21 +139,17 @@ def describe_law(law: "Analysis") -> str:
     return "\n".join([*lines, "", as_text(law.quote)])
 
 
-def run_arms(args: argparse.Namespace, runs: "Runs", settings: dict[str, Any]) -> None:
-    """Fit each value of a column apart, and say how the arms compare."""
-    from gptjax.files import write_file, write_json
-    from gptjax.laws import compare, plot
+def run_arms(args: argparse.Namespace, found: "FittedArms") -> None:
+    """Say how the arms of a table compare, each with its law."""
+    from gptjax.files import write_file
     from gptjax.laws.drawn import to_png
 
-    if settings.pop("curves"):
-        raise BadInput("--curves are of one table's runs; fit arms without them")
-    arms = compare.fit_arms(runs, args.by, choices_of(args), **settings)
     if args.json:
-        write_json(args.json, arms.to_json())
+        found.save(args.json)
     if args.figure:
-        write_file(args.figure, to_png(plot.loss_by_arm(runs.arms(args.by), arms)))
-    blocks = [f"{args.by} {name}\n{describe_law(law)}" for name, law in arms.arms.items()]
-    print("\n\n".join([*blocks, "\n".join(map(compare.describe, arms.compared))]))
+        write_file(args.figure, to_png(found.plot.arms()))
+    blocks = [f"{found.by} {name}\n{describe_law(law.analysis)}" for name, law in found.arms.items()]
+    print("\n\n".join([*blocks, str(found)]))
 
 
 def describe_fit(found: "Found") -> str:
@@ -187,17 +170,6 @@ def describe_fit(found: "Found") -> str:
     return f"{text}{further}; {len(found.used)} points used, {len(found.dropped)} dropped"
 
 
-def form_of(text: str) -> str:
-    """Give the name of a form; a form that a Python file makes gets its row in the table of forms."""
-    from gptjax.laws.forms import FORMS, Form
-
-    if ":" not in text and not text.endswith(".py"):
-        return text
-    form = load(text, Form, "form")
-    FORMS[form.name] = form
-    return form.name
-
-
 def held_of(texts: list[str]) -> dict[str, float]:
     """Read the values at which a forecast holds columns."""
     held = {}
@@ -211,87 +183,36 @@ def held_of(texts: list[str]) -> dict[str, float]:
 
 
 def run_report(args: argparse.Namespace) -> None:
-    from tqdm import tqdm
-
     from gptjax.files import read_json
+    from gptjax.lab import laws
     from gptjax.laws.quote import as_text
-    from gptjax.laws.report import write_report
 
-    if (args.dir / "arms").is_dir():
-        raise BadInput(f"{args.dir} holds a sweep of several arms; give the folder of one, as {args.dir}/arms/NAME")
-    with tqdm(total=args.coverage, desc="coverage", unit="sweep", disable=None, leave=False) as bar:
-        path = write_report(tables_of(args.dir), choices_of(args), args.coverage, bar.update, args.title)
+    with as_flags("coverage"):
+        path = laws.report(args.dir, coverage=args.coverage, title=args.title, **chosen_of(args))
     print(f"{as_text(read_json(path.with_name('law.json'))['quote'])}\n{path}")
 
 
-SERVED = "The run of this loss that costs least to train and to serve together, whatever its training costs"
-CONSTRAINED = "The best run of this budget where tokens beyond the unique ones are repeated; below one epoch none are"
+ASKED = ("flops", "params", "tokens", "loss", "unique_tokens", "inference_tokens", "form", "force", "devices", "device",
+         "count")  # what `lab.forecasts.predict` takes under the names of the flags  # fmt: skip
 
 
 def run_predict(args: argparse.Namespace) -> None:
-    if args.form:
-        form_of(args.form)
-    from gptjax.devices import devices
-    from gptjax.files import write_json
-    from gptjax.laws import predict as laws
-    from gptjax.laws.checks import read_runs
-    from gptjax.laws.registered import held_out_miss, register
+    from gptjax.lab.forecasts import predict
     from gptjax.sweep import advice
 
-    forecaster = laws.read_forecaster(args.law, args.force, held_of(args.at))
-    asked = {name: getattr(args, name) for name in ("flops", "params", "tokens", "loss", "unique_tokens")}
-    said = laws.predict(forecaster, **asked)
-    extra = {}
-    if args.inference_tokens is not None:
-        extra["served"] = laws.serve(forecaster, said["loss"], args.inference_tokens)
-    exact = "unique_tokens" in said  # the run itself was given, and its loss allows for what is repeated
-    if args.unique_tokens is not None:
-        extra["constrained"] = said if exact else laws.constrain(forecaster, said["flops"], args.unique_tokens)
-    hyper = None if args.law in laws.PUBLISHED else laws.read_law(args.law).hyper
-    layers_only = said["params"] if said["convention"].startswith("6n_non_embedding") else None
-    advised = advice.advise(
-        said["params"],
-        said["tokens"],
-        said["flops"],
-        hyper=hyper,
-        runs=read_runs(table) if hyper is None and (table := Path(args.law) / "runs.csv").is_file() else None,
-        devices=devices(args.devices),
-        names=args.device,
-        count=args.count,
-        non_embedding=layers_only,
-    )
+    said = predict(args.law, at=held_of(args.at), **{name: getattr(args, name) for name in ASKED})
     if args.register:
-        register(said, args.register)
+        said.register(args.register)
     if args.json:
-        write_json(args.json, {"prediction": said, **extra, "advice": advised})
-    shown = [laws.describe(said)]
-    if doubt := held_out_miss(args.law):
-        shown.append(f"doubt     {doubt}")
-    if any(other is not said for other in extra.values()) and said["optimum_from"] == "isoflop":
-        own = laws.describe(laws.by_its_own_law(forecaster, said["flops"]))
-        shown.append(f"What follows is by the parametric law, which has an optimum of its own at that budget:\n{own}")
-    for name, title in (("served", SERVED), ("constrained", CONSTRAINED)):
-        if name in extra and extra[name] is not said:
-            shown.append(f"{title}:\n{laws.describe(extra[name])}")
-    print("\n\n".join([*shown, advice.describe(advised)]))
+        said.save(args.json)
+    print(f"{said}\n\n{advice.describe(said.advice)}")
 
 
 def run_score(args: argparse.Namespace) -> None:
-    from gptjax.config import from_json
-    from gptjax.files import read_json, write_json
-    from gptjax.laws.registered import score
-    from gptjax.laws.table import CONVENTIONS
-    from gptjax.models.cost import params_by
-    from gptjax.run.result import Result
+    from gptjax.files import write_json
+    from gptjax.lab import laws
 
-    existing(args.dir, "result.json", "a finished run")
-    result = from_json(Result, read_json(args.dir / "result.json"))
-    if result.loss is None:
-        raise BadInput(f"{args.dir} failed ({result.reason}) and has no loss to score; train it again")
-    said = read_json(args.prediction)
-    convention = str(said.get("prediction", {}).get("convention", "")) if isinstance(said, dict) else ""
-    counted = CONVENTIONS.get(convention.partition(":")[0], ("total", ""))[0]
-    found = score(args.prediction, result.loss, params_by(result.params)[counted], result.tokens)
+    found = laws.score(args.prediction, args.dir)
     if args.json:
         write_json(args.json, found)
     verdict = {None: "no interval was given", True: "inside the interval", False: "outside the interval"}

@@ -1,23 +1,14 @@
 """The verbs that train: data, train, sweep, status, coord-check, and the presets they start from."""
 
 import argparse
-import importlib.util
 import re
 import sys
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from gptjax.commands.arguments import Verb, directory, in_job, load, with_file, with_job
+from gptjax.commands.arguments import Verb, as_flags, directory, in_job, load, with_file, with_job
 from gptjax.commands.hardware import dry_topology, print_on_hardware
 from gptjax.errors import BadInput
 from gptjax.jobs.process import settle, use_compilation_cache
-
-if TYPE_CHECKING:
-    from gptjax.sweep.execute import Executor
-
-# Besides this machine's own: a module with `execute(plan, directory, resources)` and `Resources`, and what it needs.
-EXECUTORS = {"slurm": ("gptjax.sweep.slurm", "submitit"), "ray": ("gptjax.sweep.on_ray", "ray")}
 
 
 def add(verb: Verb) -> None:
@@ -42,7 +33,7 @@ def add(verb: Verb) -> None:
     sweep.add_argument("--dir", type=directory, help="default: runs/ and the file's name; may be gs://BUCKET/PATH")
     sweep.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     sweep.add_argument("--topology", help="with --dry-run: say which runs fit hardware you do not have, as v5p:4x4x4")
-    sweep.add_argument("--executor", default="local", choices=("local", *EXECUTORS), help="what runs the training")
+    sweep.add_argument("--executor", default="local", choices=("local", "slurm", "ray"), help="what runs the training")
     sweep.add_argument("--workers", type=int, help="processes on this machine (default: the sweep's)")
     resource = "what each run asks slurm or ray for, as minutes=120"
     sweep.add_argument("--resource", action="append", default=[], metavar="KEY=VALUE", help=resource)
@@ -94,14 +85,13 @@ def run_train(args: argparse.Namespace) -> None:
     from gptjax.config import RunConfig, override
     from gptjax.jobs.hosts import is_first
     from gptjax.jobs.storage import is_remote
-    from gptjax.run.loop import train
+    from gptjax.lab.training import train
 
     if args.profile and is_remote(args.dir):
         raise BadInput(f"--profile writes to a local disk, and {args.dir} is none; profile a short run elsewhere")
     with in_job(args):
         settle()
-        config = override(load(args.file, RunConfig, "run"), args.set)
-        result = train(config, args.dir, profile=args.profile)
+        result = train(override(load(args.file, RunConfig, "run"), args.set), args.dir, profile=args.profile)
         if result.epochs > 1 and is_first():
             print(f"gptjax: {result.steps} steps read the data {result.epochs:.1f} times over", file=sys.stderr)
         if result.status == "done" and is_first():
@@ -117,68 +107,26 @@ def run_sweep(args: argparse.Namespace) -> None:
     use_compilation_cache()
     topology = dry_topology(args.topology, args.dry_run) if args.topology else None
     from gptjax.config import override
+    from gptjax.lab.training import executor_of, refuse_what_a_sweep_sets, sweep
     from gptjax.sweep.plan import SweepConfig, describe
 
-    refuse_what_a_sweep_sets(args.set)
-    sweep = override(load(args.file, SweepConfig, "sweep"), args.set)
-    workers = sweep.workers if args.workers is None else args.workers
-    if workers < 1:
-        raise BadInput(f"--workers {workers} must be at least 1")
-    execute = executor(args, workers, sweep.pack)
+    refuse_what_a_sweep_sets([assignment.partition("=")[0] for assignment in args.set], "--set ")
+    config = override(load(args.file, SweepConfig, "sweep"), args.set)
+    with as_flags("workers", "resource", "executor"):  # refused before processes join
+        executor_of(args.executor, config, args.workers, args.resource)
     if args.dry_run:
-        print(describe(sweep, workers))
+        print(describe(config, config.workers if args.workers is None else args.workers))
         if topology:
-            print_on_hardware(sweep, topology)
+            print_on_hardware(config, topology)
         return
     from gptjax.jobs.hosts import is_first
-    from gptjax.sweep.loop import run_sweep
 
+    asked = {"executor": args.executor, "workers": args.workers, "resources": args.resource}
     with in_job(args):
         settle()
-        report = run_sweep(sweep, args.dir or Path("runs") / Path(args.file.partition(":")[0]).stem, execute)
+        done = sweep(config, args.dir or Path("runs") / Path(args.file.partition(":")[0]).stem, **asked)
         if is_first():
-            print(report)
-
-
-def refuse_what_a_sweep_sets(assignments: list[str]) -> None:
-    """Refuse fields of the base run that the sweep sets for each of its runs."""
-    instead = {
-        "base.optim.lr": "lr",
-        "base.optim.b2": "b2",
-        "base.optim.warmup": "warmup_tokens",
-        "base.seed": "seeds",
-        "base.batch": "batch_tokens",
-        "base.steps": "budgets",
-        "base.model": "sizes, or shape in the file",
-    }
-    for assignment in assignments:
-        path = assignment.partition("=")[0]
-        for field, remedy in instead.items():
-            if path == field or path.startswith(f"{field}."):
-                raise BadInput(f"--set {path}: a sweep sets {field} for each of its runs; set {remedy}")
-
-
-def executor(args: argparse.Namespace, workers: int, pack: int) -> "Executor":
-    """Return the executor that was asked for, with what its runs ask for; BadInput where its package is missing."""
-    if args.executor == "local":
-        from gptjax.sweep.local import execute
-
-        if args.resource:
-            raise BadInput(f"--resource {args.resource[0]} is for --executor slurm or ray; local takes --workers")
-        return partial(execute, workers=workers, pack=pack)
-    if args.workers is not None:
-        raise BadInput(f"--workers {args.workers} is for --executor local; {args.executor} takes --resource")
-    module, package = EXECUTORS[args.executor]
-    if importlib.util.find_spec(package) is None:
-        raise BadInput(f"executor {args.executor} needs {package}; make install EXTRAS=test,{args.executor}")
-    engine = importlib.import_module(module)
-    from gptjax.config import override
-
-    try:
-        resources = override(engine.Resources(), args.resource)
-    except BadInput as error:
-        raise BadInput(str(error).replace("--set", "--resource")) from None
-    return partial(engine.execute, resources=resources)
+            print(done.report)
 
 
 def run_status(args: argparse.Namespace) -> None:

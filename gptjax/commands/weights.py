@@ -1,18 +1,13 @@
 """The verbs of weights: export, import, inspect, generate."""
 
 import argparse
-import codecs
 import os
 import sys
-from functools import partial
 from pathlib import Path
 
-from gptjax.commands.arguments import Verb, writable
+from gptjax.commands.arguments import Verb, as_flags, writable
 from gptjax.errors import BadInput
 from gptjax.jobs.process import settle, use_compilation_cache
-
-MOST = 10_000  # answers at once: each has a cache of its own
-ROOM = 2048  # tokens: a context that a config.json claims may be longer than any memory
 
 
 def add(verb: Verb) -> None:
@@ -37,7 +32,7 @@ def add(verb: Verb) -> None:
     generate.add_argument("dir", type=Path, metavar="MODEL", help="the directory of a run or of weights")
     generate.add_argument("prompt", nargs="?", default="", help="a text; - reads it from the standard input")
     generate.add_argument("--count", type=int, default=1, help="answers (default: %(default)s)")
-    generate.add_argument("--tokens", type=int, help=f"new ones; default: the context's room, {ROOM} at most")
+    generate.add_argument("--tokens", type=int, help="new ones; default: the context's room, 2048 at most")
     generate.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default: %(default)s)")
     generate.add_argument("--top-k", type=int, default=0, help="default: of all tokens")
     generate.add_argument("--top-p", type=float, default=1.0, help="default: %(default)s")
@@ -48,25 +43,16 @@ def add(verb: Verb) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     use_compilation_cache()
-    from gptjax.run.weights import saved_model
+    from gptjax.lab.models import export
 
-    writable(args.out)
-    if args.out.exists():
-        raise BadInput(f"{args.out} exists and is not overwritten; move it away or choose another name")
     settle()
+    settings = {"step": args.step, "dtype": args.dtype, "shard_bytes": args.shard_bytes, "verify": not args.no_verify}
+    with as_flags("shard-bytes"):
+        written = export(args.dir, args.out, format=args.format, **settings)
     if args.format == "orbax":
-        from gptjax.run.export import export
-
-        facts = export(saved_model(args.dir, args.step), args.out, args.dtype)
-        print("\n".join(f"{name}: {value}" for name, value in facts.items()))
-        return
-    if not 1 <= args.shard_bytes <= 1e18:
-        raise BadInput(f"--shard-bytes {args.shard_bytes:g} must lie between 1 and 1e18; 5e9 is usual")
-    from gptjax.hf.export import export_hf
-
-    saved = saved_model(args.dir, args.step)
-    proof = export_hf(saved, args.out, args.dtype, shard_bytes=int(args.shard_bytes), verified=not args.no_verify)
-    print(f"{args.out}: {proof or 'not verified'}")
+        print("\n".join(f"{name}: {value}" for name, value in written.facts.items()))
+    else:
+        print(f"{args.out}: {written.proof or 'not verified'}")
 
 
 def run_import(args: argparse.Namespace) -> None:
@@ -96,39 +82,21 @@ def run_inspect(args: argparse.Namespace) -> None:
 
 def run_generate(args: argparse.Namespace) -> None:
     use_compilation_cache()
-    import numpy as np
+    from gptjax.lab.models import load
 
-    from gptjax.generate import Sampling, check_prompts, check_seed, generate, stream
-    from gptjax.run.weights import saved_model
-
-    if not 1 <= args.count <= MOST:
-        raise BadInput(f"--count {args.count} must lie between 1 and {MOST}; call again for more")
-    check_seed(args.seed)
-    sampling = Sampling(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
-    saved = saved_model(args.dir, args.step)
-    tokenizer = saved.tokenizer
+    sampled = ("tokens", "temperature", "top_k", "top_p", "repetition_penalty", "seed")
+    settings = {name: getattr(args, name) for name in sampled}
+    model = load(args.dir, args.step)
     text = standard_input() if args.prompt == "-" else os.fsencode(args.prompt)
-    prompt = np.append(np.int32(tokenizer.bos), tokenizer.encode(text))
-    model = saved.speaker
-    config = model.config
-    new = min(config.context - len(prompt), ROOM) if args.tokens is None else args.tokens
-    if args.tokens is None and new < 1:
-        raise BadInput(f"the prompt of {len(prompt)} tokens fills the context of {config.context}; shorten it")
-    given = model, [prompt] * args.count, new, sampling
-    check_prompts(*given[:3])
-    layout = saved.layout()
-    params = saved.read(layout)
-    settings = {"stop": saved.stops, "seed": args.seed, "layout": layout}
-    show = partial(print, end="", flush=True)
     if args.count == 1:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        show(decoder.decode(text))
-        for (ids,) in stream(params, *given, **settings, every=8):
-            show(decoder.decode(tokenizer.decode(ids)))
-        print(decoder.decode(b"", final=True))
+        for piece in model.stream(text, **settings):
+            print(piece, end="", flush=True)
+        print()
         return
-    for i, ids in enumerate(generate(params, *given, **settings)):
-        print(f"---- {i}\n{(text + tokenizer.decode(ids)).decode(errors='replace')}")
+    with as_flags("count"):
+        answers = model.generate(text, count=args.count, **settings)
+    for i, answer in enumerate(answers):
+        print(f"---- {i}\n{answer}")
 
 
 def standard_input() -> bytes:

@@ -5,6 +5,7 @@ import math
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,8 +42,12 @@ def read_runs(path: Path, convention: str = "") -> Runs:
     return runs_of(str(path), *read_rows(path), convention)
 
 
-def runs_of(path: str, header: list[str], rows: list[tuple[int, Row]], convention: str = "") -> Runs:
+def runs_of(
+    path: str, header: list[str], rows: Sequence[tuple[object, Row]], convention: str = "", unit: str = "line"
+) -> Runs:
     """Make runs of rows, N and C under a named convention or, by default, as columns params and flops say.
+
+    A row comes with its place: the number of its `unit`, a line of a file or a row of a frame.
 
     Needs tokens, loss and params, or what the convention counts; uses flops (else C = 6ND), run, seed, loss_se,
     status, convention and FACTS where present, and keeps other columns as `cells`. Rows of one run at several D are
@@ -54,7 +59,7 @@ def runs_of(path: str, header: list[str], rows: list[tuple[int, Row]], conventio
     if missing := [name for name in needed if name not in header]:
         raise BadInput(f"{path} has no column {missing[0]!r}{_near(missing[0], header)}: rename or add the column")
     dropped: list[Dropped] = []
-    kept = _distinct(path, header, rows, dropped)
+    kept = _distinct(path, unit, header, rows, dropped)
     if not kept:
         raise BadInput(f"{path} has no row to fit: all {len(rows)} were dropped, the first because its "
                        f"{dropped[0].reason}; a finished run has status {', '.join(DONE)}")  # fmt: skip
@@ -110,7 +115,7 @@ def runs_of(path: str, header: list[str], rows: list[tuple[int, Row]], conventio
     curve, evidence = curves_of(runs, names)
     runs = replace(runs, curve=curve)
     said = said_of_rows(path, runs, evidence, named=any(names))
-    return replace(runs, warnings=(*_warnings(path, places, runs), *said))
+    return replace(runs, warnings=(*_warnings(path, unit, places, runs), *said))
 
 
 def _near(name: str, header: list[str]) -> str:
@@ -122,36 +127,36 @@ def _near(name: str, header: list[str]) -> str:
 
 
 def _distinct(
-    path: str, header: list[str], rows: list[tuple[int, Row]], dropped: list[Dropped]
+    path: str, unit: str, header: list[str], rows: Sequence[tuple[object, Row]], dropped: list[Dropped]
 ) -> list[tuple[str, Row]]:
     """Give the finished rows, each with its place in words, adding to `dropped` the others and exact duplicates."""
     facts = ("run", "seed", "params", "tokens", "flops", "loss", "loss_se", *FACTS)
     compared = [name for name in header if name in facts or name.startswith(("params_", "flops_"))]
     kept: list[tuple[str, Row]] = []
-    first: dict[tuple[float | str, ...], int] = {}
-    named: dict[str, list[tuple[int, Row]]] = {}
+    first: dict[tuple[float | str, ...], object] = {}
+    named: dict[str, list[tuple[object, Row]]] = {}
     for line, row in rows:
-        name = row.get("run") or f"line {line}"
+        name = row.get("run") or f"{unit} {line}"
         status = row.get("status", DONE[0])
         key = tuple(value_of(row[column]) for column in compared)
         if status.lower() not in DONE:
             dropped.append(Dropped(name, f"status is {cut(status)!r}"))
         elif key in first:
-            dropped.append(Dropped(name, f"exact duplicate of line {first[key]}"))
+            dropped.append(Dropped(name, f"exact duplicate of {unit} {first[key]}"))
         elif name in named and (clash := _clash(named[name], row, compared)):
             differs, other, before = clash
             raise BadInput(
-                f"{path} lines {other} and {line} are both run {name!r} and differ in {differs} "
+                f"{path} {unit}s {other} and {line} are both run {name!r} and differ in {differs} "
                 f"({cut(before[differs])} and {cut(row[differs])}); delete one, or give each run its own name"
             )
         else:
             first[key] = line
             named.setdefault(name, []).append((line, row))
-            kept.append((f"{path} line {line}", row))
+            kept.append((f"{path} {unit} {line}", row))
     return kept
 
 
-def _clash(of_run: list[tuple[int, Row]], row: Row, compared: list[str]) -> tuple[str, int, Row] | None:
+def _clash(of_run: list[tuple[object, Row]], row: Row, compared: list[str]) -> tuple[str, object, Row] | None:
     """Find where a row contradicts those of its run: it may be another point of their curve, at another D."""
     for line, before in of_run:
         differ = [column for column in compared if value_of(row[column]) != value_of(before[column])]
@@ -248,12 +253,12 @@ def _refuse_perplexities(path: str, runs: Runs) -> None:
         )
 
 
-def _warnings(path: str, places: list[str], runs: Runs) -> tuple[str, ...]:
+def _warnings(path: str, unit: str, places: list[str], runs: Runs) -> tuple[str, ...]:
     """Say what is odd about a table that may yet be right; BadInput where two rows cannot both be."""
     found = []
     declared = re.search("C = (.*)", runs.convention)
     if declared is None or declared[1].replace(" ", "") in ("6ND", "columnflops"):
-        found += _drift(path, places, runs)
+        found += _drift(path, unit, places, runs)
     if (runs.tokens < runs.params).all() and len(runs) > 1:
         found.append(f"{path}: every run has fewer tokens than parameters; see that the two columns are not swapped")
     if (runs.params < TINY).all() and len(runs) > 1:
@@ -262,7 +267,7 @@ def _warnings(path: str, places: list[str], runs: Runs) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _drift(path: str, places: list[str], runs: Runs) -> list[str]:
+def _drift(path: str, unit: str, places: list[str], runs: Runs) -> list[str]:
     """Warn of FLOPs that drift against 6 N D, and refuse those that differ for one size.
 
     The FLOPs of a token depend on the shape alone, so another convention shifts all rows of a size together.
@@ -273,9 +278,10 @@ def _drift(path: str, places: list[str], runs: Runs) -> list[str]:
         low, high = rows[off[rows].argmin()], rows[off[rows].argmax()]
         if off[high] > DRIFT * off[low]:
             per_token = (f"{runs.flops[i] / runs.tokens[i]:.3g}" for i in (low, high))
+            which = " and ".join(places[i].removeprefix(f"{path} {unit} ") for i in (low, high))
             raise BadInput(
-                f"{path} lines {' and '.join(places[i].rpartition(' ')[2] for i in (low, high))} have {size:g} "
-                f"parameters and {' and '.join(per_token)} FLOPs a token, which cannot both be; mend tokens or flops"
+                f"{path} {unit}s {which} have {size:g} parameters and "
+                f"{' and '.join(per_token)} FLOPs a token, which cannot both be; mend tokens or flops"
             )
     low, high = int(off.argmin()), int(off.argmax())
     if off[high] <= DRIFT * off[low]:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from gptjax.laws.style import STYLE
 
 PAPER_RECT = '<rect width="100%" height="100%" fill="#ffffff"/>'
+DPI = 200  # dots an inch of a file
 HEADER = ("panel", "series", "kind", "x", "y", "colour")
 
 
@@ -36,15 +37,15 @@ def to_files(figure: Figure, title: str, svg: str) -> dict[str, str | bytes]:
     return files | {"pdf": _on_white(figure, "pdf", {"CreationDate": None, "Title": title}), "png": to_png(figure)}
 
 
-def to_png(figure: Figure) -> bytes:
+def to_png(figure: Figure, dpi: int = DPI) -> bytes:
     """Draw a figure as PNG on white."""
-    return _on_white(figure, "png", {})
+    return _on_white(figure, "png", {}, dpi)
 
 
-def _on_white(figure: Figure, kind: str, metadata: dict[str, Any]) -> bytes:
+def _on_white(figure: Figure, kind: str, metadata: dict[str, Any], dpi: int = DPI) -> bytes:
     file = io.BytesIO()
     with mpl.rc_context(STYLE):
-        figure.savefig(file, format=kind, dpi=200, facecolor="white", metadata=metadata)
+        figure.savefig(file, format=kind, dpi=dpi, facecolor="white", metadata=metadata)
     return file.getvalue()
 
 
