@@ -49,7 +49,7 @@ class Case:
     shape: Callable[[int], GPTConfig]
     budgets: tuple[float, ...] = ()
     horizons: tuple[float, ...] = ()
-    sizes: tuple[int, ...] = (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+    sizes: tuple[int, ...] = (16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96)
     optim: OptimConfig = OptimConfig(schedule="wsd", cooldown=0.2, b2=0.95, weight_decay=0.1)
     lr: Rule = ADAMW
     batch: int = 512
@@ -86,45 +86,39 @@ def packages(*endings: str) -> str:
     return in_folder(sysconfig.get_path("purelib"), list(endings))
 
 
+PYTHON = ("python", "sentencepiece:512", width(512))
 WSD = Case.optim
 CASES: dict[str, Callable[[], Case]] = {
-    "python": lambda: Case("python", "sentencepiece:512", width(512), (3e10, 6e10, 1.2e11, 2.4e11)),
-    "python, narrow": lambda: Case("python", "sentencepiece:512", width(512), (8e10, 1.4e11, 2.4e11), windows=512),
-    "python, wide": lambda: Case("python", "sentencepiece:512", width(512), (1e10, 3e10, 9e10, 2.7e11)),
-    "python, bytes": lambda: Case("python", "bytes", width(257), (2e10, 5e10, 1.2e11, 3e11)),
-    "python, 1024 pieces": lambda: Case("python", "sentencepiece:1024", width(1024), (5e10, 1.2e11, 3e11)),
-    "python, context 128": lambda: Case("python", "sentencepiece:512", width(512, 128), (3e10, 8e10, 2e11)),
-    "python, context 32": lambda: Case("python", "sentencepiece:512", width(512, 32), (2e10, 5e10, 1.2e11, 3e11)),
-    "python, cosine": lambda: Case(
-        "python", "sentencepiece:512", width(512), (3e10, 8e10, 2e11),
-        optim=replace(WSD, schedule="cosine"),
+    "python": lambda: Case(*PYTHON, (6e10, 1.4e11, 3.4e11, 8e11)),
+    "C headers": lambda: Case(in_folder("/usr/include", [".h"]), *PYTHON[1:], (6e10, 1.4e11, 3.4e11, 8e11)),
+    "Muon": lambda: Case(
+        *PYTHON, (6e10, 1.4e11, 3.4e11, 8e11),
+        optim=replace(WSD, name="muon"), lr=power(2.2 * 0.0085, at_params=14.4e3, exponent=-0.3),
     ),
-    "python, Muon": lambda: Case(
-        "python", "sentencepiece:512", width(512), (3e10, 6e10, 1.2e11, 2.4e11),
-        optim=replace(WSD, name="muon"), lr=power(0.012, at_params=14.4e3, exponent=-0.3),
+    "bytes": lambda: Case("python", "bytes", width(257), (6e10, 2e11, 7e11)),
+    "context 128": lambda: Case("python", "sentencepiece:512", width(512, 128), (6e10, 1.4e11, 3.4e11, 8e11)),
+    "narrow range": lambda: Case(*PYTHON, (2.5e11, 4.5e11, 8e11)),
+    "packages": lambda: Case(packages(".py", ".pyi"), *PYTHON[1:], (1e11, 2.5e11, 6e11)),
+    "wide range": lambda: Case(*PYTHON, (3e10, 9e10, 2.7e11, 8e11)),
+    "GPT-2 layers": lambda: Case(
+        "python", "sentencepiece:512", width(512, norm="layernorm", bias=True, positions="learned"),
+        (1e11, 2.5e11, 6e11),
     ),
-    "python, Lion": lambda: Case(
-        "python", "sentencepiece:512", width(512), (3e10, 8e10, 2e11),
+    "1024 pieces": lambda: Case("python", "sentencepiece:1024", width(1024), (1e11, 3e11, 9e11)),
+    "Perl": lambda: Case(in_folder("/usr/share/perl", [".pm", ".pl", ".pod"]), *PYTHON[1:], (8e10, 2e11, 5e11)),
+    "context 32": lambda: Case("python", "sentencepiece:512", width(512, 32), (1e11, 2.5e11, 6e11)),
+    "few windows": lambda: Case(*PYTHON, (1e11, 2.5e11, 6e11), windows=256),
+    "cosine": lambda: Case(*PYTHON, (1e11, 2.2e11, 5e11), optim=replace(WSD, schedule="cosine")),
+    "scattered": lambda: Case(*PYTHON, horizons=(3e5, 7e5, 1.6e6, 3e6), sizes=(16, 20, 24, 32, 40)),
+    "Lion": lambda: Case(
+        *PYTHON, (1e11, 2.5e11, 6e11),
         optim=replace(WSD, name="lion", b1=0.9, b2=0.98, weight_decay=0.5),
         lr=power(0.0012, at_params=14.4e3, exponent=-0.3),
-    ),
-    "C headers": lambda: Case(in_folder("/usr/include", [".h"]), "sentencepiece:512", width(512), (3e10, 8e10, 2e11)),
-    "packages": lambda: Case(packages(".py", ".pyi"), "sentencepiece:512", width(512), (3e10, 8e10, 2e11)),
-    "notes of packages": lambda: Case(
-        packages(".rst", ".md", ".txt"), "sentencepiece:512", width(512), (2e10, 5e10, 1.2e11)
-    ),
-    "few windows": lambda: Case("python", "sentencepiece:512", width(512), (2e10, 5e10, 1.2e11), windows=256),
-    "scattered": lambda: Case(
-        "python", "sentencepiece:512", width(512), horizons=(1.2e5, 3e5, 7e5, 1.6e6), sizes=(8, 12, 16, 20, 24),
-    ),
-    "GPT-2 layers": lambda: Case(
-        "python", "sentencepiece:512",
-        width(512, norm="layernorm", bias=True, positions="learned"), (3e10, 8e10, 2e11),
     ),
 }  # fmt: skip
 
 
-LARGER = (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64, 72, 80, 96, 112, 128)  # sizes of runs beyond the budgets
+LARGER = (20, 24, 28, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128, 144)  # sizes of runs beyond the budgets
 
 
 def train(name: str, case: Case, directory: Path) -> None:

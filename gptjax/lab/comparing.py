@@ -6,9 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from gptjax.errors import BadInput
 from gptjax.files import read_json, write_json
@@ -21,25 +19,11 @@ from gptjax.laws.comparable import Ladder
 from gptjax.laws.comparison import Comparison, LadderPair, RefusedPair, describe_comparison
 from gptjax.laws.frames import Frame
 from gptjax.laws.ladders import compare_ladders
-from gptjax.laws.plot_compare import multipliers
-from gptjax.laws.results import shown
 from gptjax.laws.table import Runs
 from gptjax.sweep.plan import Plan
 
-
-@dataclass(frozen=True)
-class ComparisonFigures:
-    """The figure of a comparison; `dir` lists it."""
-
-    found: Comparison
-    runs: Mapping[str, Runs]
-
-    def __dir__(self) -> list[str]:
-        return ["multipliers"]
-
-    def multipliers(self, narrow: bool = False) -> Figure:
-        """Draw the frontiers, and below them the multiplier along compute with its 95 % band."""
-        return shown(multipliers(self.found, self.runs, narrow))
+if TYPE_CHECKING:
+    from gptjax.laws.figures import ComparisonFigures
 
 
 @dataclass(frozen=True)
@@ -66,8 +50,10 @@ class ComparedLadders:
         return "\n".join(pair.verdict for pair in self.pairs)
 
     @cached_property
-    def plot(self) -> ComparisonFigures:
+    def plot(self) -> "ComparisonFigures":
         """The figure: `plot.multipliers()`."""
+        from gptjax.laws.figures import ComparisonFigures
+
         return ComparisonFigures(self.found, self.runs)
 
     def table(self) -> Frame:

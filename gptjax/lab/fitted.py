@@ -16,11 +16,12 @@ from gptjax.laws.codec import Json
 from gptjax.laws.frames import Frame
 from gptjax.laws.quote import as_text
 from gptjax.laws.record import Analysis, EnvelopeFound, Found, IsoflopFound, ParametricFound, read_law
-from gptjax.laws.results import ArmFigures, Figures, law_html, summary
+from gptjax.laws.results import law_html, summary
 from gptjax.laws.table import Curve, Runs
 
 if TYPE_CHECKING:
     from gptjax.lab.forecasts import Prediction
+    from gptjax.laws.figures import ArmFigures, Figures
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,10 @@ class FittedLaw:
         return self.runs.warnings if self.runs else ()
 
     @cached_property
-    def plot(self) -> Figures:
+    def plot(self) -> "Figures":
         """The figures of the report by name, each a matplotlib Figure: `law.plot.isoflop()`; `dir(law.plot)`."""
+        from gptjax.laws.figures import Figures
+
         said, score = (_optional(self.home, name) for name in ("prediction.json", "prediction_score.json"))
         curves = self.curves or _curves_beside(self.home)
         return Figures(self.analysis, self.runs, curves, said.get("prediction"), score.get("score"))
@@ -144,8 +147,10 @@ class FittedArms:
         return self.found.compared
 
     @property
-    def plot(self) -> ArmFigures:
+    def plot(self) -> "ArmFigures":
         """The figure of the arms: `plot.arms()`."""
+        from gptjax.laws.figures import ArmFigures
+
         return ArmFigures(self.found, self.runs)
 
     def __getitem__(self, arm: str) -> FittedLaw:

@@ -10,7 +10,7 @@ from functools import partial
 from html import escape
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gptjax.config import RunConfig, override
 from gptjax.errors import BadInput
@@ -21,13 +21,15 @@ from gptjax.laws.checks import read_runs
 from gptjax.laws.codec import Json
 from gptjax.laws.compare import Arms
 from gptjax.laws.frames import Frame
-from gptjax.laws.results import ArmFigures, Figures
 from gptjax.laws.table import value_of
 from gptjax.run.loop import train as train_run
 from gptjax.run.result import Result
 from gptjax.sweep.execute import Executor
 from gptjax.sweep.loop import run_sweep
 from gptjax.sweep.plan import SweepConfig
+
+if TYPE_CHECKING:
+    from gptjax.laws.figures import ArmFigures, Figures
 
 # Besides this machine's own: a module with `execute(plan, directory, resources)` and `Resources`, and what it needs.
 EXECUTORS = {"slurm": ("gptjax.sweep.slurm", "submitit"), "ray": ("gptjax.sweep.on_ray", "ray")}
@@ -155,7 +157,7 @@ class FinishedSweep:
         return FittedArms(found, read_runs(self.directory / "runs.csv").arms(found.by))
 
     @property
-    def plot(self) -> Figures | ArmFigures:
+    def plot(self) -> "Figures | ArmFigures":
         """The figures of its law, or of its arms."""
         return self.arms.plot if self._has_arms else self.law.plot
 

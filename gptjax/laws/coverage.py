@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binomtest
 
 from gptjax.errors import BadInput
 from gptjax.files import plain
@@ -83,6 +82,8 @@ def coverage(
         fitted, error = len(held[name]), np.array(errors[name])
         entry: dict[str, Any] = {"fitted": fitted, "refused": sweeps - fitted, "truth": truth}
         if fitted:
+            from scipy.stats import binomtest  # slow to import, and not needed by a fit
+
             sure = binomtest(sum(held[name]), fitted).proportion_ci(0.95)
             entry |= {"covered": float(np.mean(held[name])), "covered_interval": [sure.low, sure.high]}
             entry |= {"bias": error.mean(), "rmse": np.sqrt(np.mean(error**2)), "width": np.mean(widths[name])}

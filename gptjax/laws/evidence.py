@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.isoflop import Isoflop, Minimum, isoflop
@@ -50,7 +50,7 @@ def by_points(a: Rung, b: Rung, found: Bootstrapped, log_at: float) -> Estimate:
     line = inverse @ weighted.T @ (y * slope)
     freedom = len(x) - design.shape[1]
     variance = np.sum(((y - design @ line) * slope) ** 2) / freedom
-    half = student.ppf(LEVELS[1], freedom) * math.sqrt(variance * inverse[0, 0])
+    half = stdtrit(freedom, LEVELS[1]) * math.sqrt(variance * inverse[0, 0])
     return Estimate(float(line[0]), (line[0] - half, line[0] + half), len(left), "", (log_c, y))
 
 

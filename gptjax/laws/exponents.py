@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import least_squares
-from scipy.stats import f as fisher
+from scipy.special import fdtr, fdtrc
 
 from gptjax.laws.forms import CHINCHILLA
 from gptjax.laws.law import Floats
@@ -53,7 +53,7 @@ def share_exponents(a: Rung, b: Rung, noise: JointNoise) -> SharedFit:
     for i in (0, 5):
         turn[i, i + 3], turn[i + 1, i + 4] = centre
     wide = turn @ TOGETHER @ covariance @ TOGETHER.T @ turn.T
-    return SharedFit(np.concatenate(back), wide, float(ratio), float(fisher.sf(ratio, 2, freedom)), freedom)
+    return SharedFit(np.concatenate(back), wide, float(ratio), float(fdtrc(2, freedom, ratio)), freedom)
 
 
 def _pooled(noise: JointNoise) -> tuple[float, float]:
@@ -64,7 +64,7 @@ def _pooled(noise: JointNoise) -> tuple[float, float]:
     (one, other), (free, others) = noise.sd, noise.freedom
     if not min(one, other) > 0:
         return noise.sd
-    tail = fisher.cdf((one / other) ** 2, free, others)
+    tail = fdtr(free, others, (one / other) ** 2)
     if 2 * min(tail, 1 - tail) < UNEQUAL:
         return noise.sd
     both = math.sqrt((free * one**2 + others * other**2) / (free + others))

@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import ndtr
-from scipy.stats import t as student
+from scipy.special import ndtr, stdtrit
 
 from gptjax.laws.law import Floats
 from gptjax.laws.published import PUBLISHED
@@ -95,7 +94,7 @@ class Forecast:
         mean = float(weights @ value[:, 0])
         apart = self.stretch * (value[:, 0] - mean)  # how the floors disagree
         noise = fitted.squares if noisy else 0.0
-        few = student.ppf(0.975, max(2.0, self.freedom)) / LEVEL  # the noise is known from few rows
+        few = stdtrit(max(2.0, self.freedom), 0.975) / LEVEL  # the noise is known from few rows
         spread = few * np.sqrt((own + drift**2) * self.stretch**2 + noise)
         return Foretold(mean, mean + apart, spread, weights, np.exp(value[:, 0]))
 

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy.stats import f as fisher
-from scipy.stats import t as student
+from scipy.special import fdtrc, stdtrit
 
 from gptjax.errors import BadInput
 from gptjax.laws.comparable import Ladder, unknown, unlike
@@ -233,7 +232,7 @@ def _tested(both: tuple[Rung, Rung], test: SharedFit, log_at: float) -> Exponent
     step = 1e-5
     slope = np.array([(multiplier(test.theta + step * e) - multiplier(test.theta - step * e)) / (2 * step)
                       for e in np.eye(10)])  # fmt: skip
-    half = student.ppf(LEVELS[1], test.freedom) * math.sqrt(max(0.0, slope @ test.covariance @ slope))
+    half = stdtrit(test.freedom, LEVELS[1]) * math.sqrt(max(0.0, slope @ test.covariance @ slope))
     return ExponentTest(
         p=test.p,
         of="one alpha and one beta of L = E + A/N^alpha + B/D^beta for both",
@@ -278,7 +277,7 @@ def _misfits(both: tuple[Rung, Rung], curves: tuple[Parabolas, Parabolas]) -> It
         free = curve.fit.freedom
         if free < TRUSTED_FREEDOM or not curve.noise > 0 or one.fit.noise < MISFIT * curve.noise:
             continue
-        if fisher.sf((one.fit.noise / curve.noise) ** 2, one.freedom, free) < SURE:
+        if fdtrc(one.freedom, free, (one.fit.noise / curve.noise) ** 2) < SURE:
             missed = f"the law misses losses of {one.name} by {one.fit.noise:.1%}, parabolas through its budgets by"
             yield f"{missed} {curve.noise:.1%}: the form is not theirs; trust isoflop, and not the ends of the range"
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from gptjax.laws.fit import MIN_DRAWS, TRUSTED_FREEDOM, Choices, Fit, Resample
 from gptjax.laws.forms import CHINCHILLA, Form, slopes_at
@@ -207,7 +207,7 @@ def profile(runs: Runs, fit: Parametric, choices: Choices, draws: Draws) -> dict
 
 def _profile_of(runs: Runs, fit: Parametric, choices: Choices, place: int, draws: Floats) -> dict[str, Any]:
     """Profile one coefficient of theta over the range that its draws suggest."""
-    bar = chi2.ppf(0.95, 1) * _scale(runs, fit)[place] / 2
+    bar = chdtri(1, 0.05) * _scale(runs, fit)[place] / 2
     low, high = np.quantile(draws[:, place], (0.16, 0.84))
     values = fit.theta[place] + 3 * (high - low) * np.linspace(-1, 1, PROFILE_POINTS)
     starts = np.tile(fit.theta, (PROFILE_POINTS, 1))

@@ -33,17 +33,17 @@ def experiment_on(proposal: Proposal, base: str, path: Path) -> str:
     """Write a file that takes the sweep of `base`, FILE[:NAME], and changes what is proposed."""
     file, _, name = base.partition(":")
     beside = os.path.relpath(Path(file).resolve(), path.resolve().parent)
-    target = 'str(Path(__file__).parent / "' + Path(beside).as_posix() + '")'
-    if name:
-        target += f' + ":{name}"'
+    target = f'f"{{BASE}}:{name}"' if name else "BASE"
     repeat = "Repeat, " if proposal.sweep.repeats else ""
     return "\n".join([
         header(proposal, path, f"The sweep of {Path(file).name} as `gptjax plan` proposes it"),
         "from dataclasses import replace",
         "from pathlib import Path",
         "",
-        "from gptjax.commands.arguments import load",
+        "from gptjax.lab.places import load",
         f"from gptjax.sweep.plan import {repeat}SweepConfig",
+        "",
+        f'BASE = str(Path(__file__).parent / "{Path(beside).as_posix()}")',
         "",
         "",
         "def sweep() -> SweepConfig:",
