@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from gptjax.errors import BadInput
-from gptjax.laws import plot, plot_doubt, report
+from gptjax.laws import plot, plot_doubt, plot_forecast, report
 from gptjax.laws.approaches import BY_NAME
 from gptjax.laws.codec import Json
 from gptjax.laws.compare import Arms
@@ -116,6 +116,13 @@ class Figures:
         cuts = self.law.extrapolation or []
         _need(any(c.rmse is not None or c.isoflop_N_ratio for c in cuts), NO_TABLES.format("cuts that gave a law"))
         return shown(plot_doubt.extrapolation_by_cut(self.law, narrow))
+
+    def forecast(self, narrow: bool = False) -> Figure:
+        """Draw the losses that are forecast beyond the largest budget, with their 95 % band."""
+        found = self.law.forecast
+        _need(bool(found and found.ok), "; ".join(found.reasons) if found else "the law has no forecast of losses")
+        assert found
+        return shown(plot_forecast.losses_forecast(self._rows(), found, self.registered, self.score, narrow))
 
     def prediction(self, narrow: bool = False) -> Figure:
         """Draw the held-out run of a sweep beside the runs behind the law."""

@@ -22,6 +22,7 @@ from gptjax.laws.uncertainty import LEVELS
 SEARCHES = 100  # draws whose optimum is found by search, where it has no closed form
 LIMITS = {"flops": (1e6, 1e40), "params": (10, 1e20), "tokens": (10, 1e25), "loss": (1e-3, 50)}
 MOST_OFF = 10  # times 6 N D: what a run of small models may cost by another count of FLOPs
+LEAST_SPAN = 10.0  # times the largest budget, up to which a forecast is taken for one of the rows
 FAR_ERROR = 0.15  # of how far a law puts a loss above the optimum's: the standard deviation of its error
 
 
@@ -48,7 +49,7 @@ class Forecaster:
     source: str
     convention: str
     rows: int
-    largest_flops: float | None
+    flops_span: tuple[float, float] | None  # least and largest C of the rows
     forced: str  # why it would have been refused
     unsound: str = ""  # why its law may not speak beside the forecast, which is sound
     held: dict[str, float] = field(default_factory=dict)
@@ -115,7 +116,7 @@ def forecaster(
         source=source,
         convention=law.convention,
         rows=law.rows,
-        largest_flops=law.ranges["C"][1],
+        flops_span=law.ranges["C"],
         forced="" if sound and not force else trouble,
         unsound=trouble if sound and not force else "",
         held=values,
@@ -191,7 +192,8 @@ def predict(
             "law": f.name,
             "convention": f.convention,
             "rows": f.rows,
-            "times_largest_flops": point.flops / f.largest_flops if f.largest_flops else None,
+            "times_largest_flops": point.flops / f.flops_span[1] if f.flops_span else None,
+            "caution": _caution(f, point.flops),
             "forced": f.forced,
             "forms": said.forms,
             "rolling": [asdict(one) for one in rolling],
@@ -218,6 +220,18 @@ class _Said:
     interval: list[float] | None
     source: str
     forms: list[Json] = field(default_factory=list)
+
+
+def _caution(f: Forecaster, flops: float) -> str:
+    """Say where a run lies farther beyond the rows than they reach themselves; "" where it does not."""
+    if not f.flops_span:
+        return ""
+    least, most = f.flops_span
+    times, span = flops / most, most / least
+    if times <= max(span, LEAST_SPAN):
+        return ""
+    said = f"{times:.3g} times the largest budget, where the rows span {span:.3g}: "
+    return said.replace("e+", "e") + "so far out the forecast is what is usual of other tables, not what these rows say"
 
 
 def _as_given(params: float, tokens: float, flops: float | None) -> _Point:
@@ -340,6 +354,8 @@ def describe(said: Json) -> str:
         lines.append(
             f"{'beyond':<10}{said['times_largest_flops']:.3g} times the largest budget of its {said['rows']} rows"
         )
+    if said.get("caution"):
+        lines.append(f"{'CAUTION':<10}{said['caution']}")
     if "optimum_from" in said:
         lines.append(f"{'by':<10}{said['law']}: {said['optimum_from']}; {said['convention']}")
     for column, value in said.get("held", {}).items():
