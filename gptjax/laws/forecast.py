@@ -1,8 +1,8 @@
 """Forecast losses beyond the largest budget, averaged over every plausible floor by how well each fits the rows.
 
 What is not known of a loss beyond the rows is, above all, how much of it is a constant: the floor E. A forecast here is
-the average over E, from none (and below: see valley.py) to nine tenths of the least loss; its interval is as wide as
-the valleys that fit disagree, and as the slope of the floor is known to drift. The same forecasts are made from less
+the average over E, from none to nine tenths of the least loss; its interval is as wide as the floors that fit disagree,
+and as the slope of a floor is known to drift. The same forecasts are made from less
 compute within the table, and scored there: `rolling`.
 """
 
@@ -18,9 +18,9 @@ from gptjax.laws.published import PUBLISHED
 from gptjax.laws.table import Runs, short
 from gptjax.laws.valley import CHINCHILLA_SHAPE, FEWEST, SHAPES, VALLEY, Fitted, fit_shape, nearness
 
-SHARES = 1 - np.geomspace(2.5, 0.1, 16)  # E over the least loss
+SHARES = 1 - np.geomspace(1, 0.1, 11)  # E over the least loss
 FALLS_SD = 0.6  # of the prior of log(1 - share): about a published law's at the largest budget, within LIKELY
-LIKELY = (0.3, 0.8)
+LIKELY = (0.5, 0.8)
 TRUST = 0.6  # power of the likelihood: rows share seeds, rates and shapes, and are not as many as they seem
 LEAST_NOISE = 0.0015  # of log loss: no table is cleaner
 DRIFT = 0.1  # relative sd of the slope of the floor beyond the rows, as measured: docs/laws.md
@@ -34,14 +34,14 @@ LEVEL = 1.96  # standard deviations of a normal on either side of which 2.5 % li
 
 @dataclass(frozen=True)
 class Floor:
-    """A valley with one floor: log L = log(E + exp(k - g x)) + q u^2; laws/valley.py says what the letters mean."""
+    """A shape with one floor; laws/valley.py says what its coefficients mean."""
 
     share: float  # E over the least loss of the rows near the floor
-    weight: float  # of this valley in the forecast; all add up to 1
-    E: float  # the constant part of the loss, in nats; negative where losses fall faster than a power law
-    theta: list[float]  # k, g, m, a and log q
+    weight: float  # of this floor in the forecast; all add up to 1
+    E: float  # the constant part of the loss, in nats
+    theta: list[float]  # k, g, m, a, log q and h of a valley; log A, log B, log alpha and log beta of chinchilla
     covariance: list[list[float]]  # of theta
-    noise: float  # standard deviation of one run's log loss about the valley
+    noise: float  # standard deviation of one run's log loss about the shape
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Rolling:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What forecasts losses: valleys about one centre, and how their forecasts did within the table."""
+    """What forecasts losses: shapes with one floor each, and how their forecasts did within the table."""
 
     status: str  # ok, or refused: the rows draw no floor
     reasons: list[str]  # why, with what to add
@@ -73,7 +73,7 @@ class Forecast:
     reach: float = 0.0  # log of N over N* of the rows near the floor that are farthest from it
     freedom: float = 1.0  # degrees of freedom of the noise
     stretch: float = 1.0  # by how much the spread was widened, because rolling forecasts missed by more than it
-    floors: list[Floor] = field(default_factory=list)  # the valleys, from the least floor
+    floors: list[Floor] = field(default_factory=list)  # from the least to the largest
     rolling: list[Rolling] = field(default_factory=list)  # forecasts made within the table, from the largest cut
 
     @property
@@ -123,19 +123,18 @@ class Forecast:
         """The floors as fitted: `squares` holds the variance of a run, `information` the covariance of theta."""
         columns = ("E", "theta", "noise", "covariance")
         E, theta, noise, covariance = (np.array([getattr(one, name) for one in self.floors]) for name in columns)
-        centre, top = (self.log_params, self.log_flops), np.full(len(E), self.top)
-        return Fitted(SHAPES[self.shape], E, theta, noise**2, covariance, centre, top)
+        return Fitted(SHAPES[self.shape], E, theta, noise**2, covariance, (self.log_params, self.log_flops))
 
 
 @dataclass(frozen=True)
 class Foretold:
-    """The forecast of one loss: a mixture of normals in log loss, one for each valley."""
+    """The forecast of one loss: a mixture of normals in log loss, one for each floor."""
 
     log_loss: float
     means: Floats
     spread: Floats
     weights: Floats
-    losses: Floats  # of each valley
+    losses: Floats  # of each floor
 
     @property
     def loss(self) -> float:
@@ -162,7 +161,7 @@ class Foretold:
 
 
 def forecast(runs: Runs) -> Forecast:
-    """Fit valleys to the rows near the floor, and to those of them at less compute; refuse where they draw no floor."""
+    """Fit shapes to the rows near the floor, and to those of them at less compute; refuse where they draw no floor."""
     n, x, y = np.log(runs.params), np.log(6 * runs.params * runs.tokens), np.log(runs.loss)
     whole = _fit(n, x, y)
     if not whole.ok:
@@ -196,7 +195,7 @@ def _fit(n: Floats, x: Floats, y: Floats) -> Forecast:
     E = SHARES * math.exp(y.min())
     fitted = fit_shape(shape, n, x, y, np.tile(weights, (len(E), 1)), E)
     if not _bracketed(fitted, n, x, weights):
-        shape, E = CHINCHILLA_SHAPE, E[SHARES >= 0]
+        shape = CHINCHILLA_SHAPE
         weights = nearness(shape, n, x, y)
         fitted = fit_shape(shape, n, x, y, np.tile(weights, (len(E), 1)), E)
     shares, rows = E / math.exp(y.min()), float(weights.sum())

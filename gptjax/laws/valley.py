@@ -2,12 +2,14 @@
 
 With x = log C, C = 6ND, and n = log N, the `valley` is
 
-    log L = log(E + exp(k - g x)) + q u^2,    u = n - m - a x.
+    log L = log(E + exp(k - g log(C + H))) + q u^2,    u = n - m - a x.
 
-The first term is the loss at the optimum of each budget, a power law on a constant E; m + a x is log N*(C); q says how
-much a wrong size costs. Every smooth law looks so near its optimum. Chinchilla's form also ties q to g and E: by it,
-the cost of a wrong size tells how much of the loss is constant. Measured losses do not keep to that, and forecasts that
-believe it err (docs/laws.md). A valley leaves q free, and its E is told by the losses along C alone.
+The first term is the loss at the optimum of each budget: a power law on a constant E, which begins at H FLOPs, because
+no loss is higher than that of guessing; where losses are still near it, as those of very small models are, they fall
+faster than a power law of C. m + a x is log N*(C), and q says how much a wrong size costs. Every smooth law looks so
+near its optimum. Chinchilla's form also ties q to g and E: by it, the cost of a wrong size tells how much of the loss
+is constant. Measured losses do not keep to that, and forecasts that believe it err (docs/laws.md). A valley leaves q
+free, and its E is told by the losses along C alone.
 
 Where the sizes do not lie about the optimum there is no floor to see, and `chinchilla` is fitted instead.
 """
@@ -20,41 +22,61 @@ import numpy as np
 from gptjax.laws.law import Floats
 
 WIDTH = 0.06  # of log loss above the floor: a row so far off weighs 1/e
-PRIOR_NOISE = 0.004  # what is thought of theta beforehand weighs as one loss with this noise
+BELIEF = 0.004  # what is believed of theta beforehand weighs as one log loss with this noise
+GUESSING, GUESSING_SD = np.log(8.0), 0.25  # log of nats a token before training, ln V: V is 500 to 30,000 within 1 sd
 STEPS, FARTHEST = 60, 2.0  # of the descent, and the most that a coefficient moves in one
 OUTLIER = 0.03  # of log loss: a row that lies so far above the shape is judged by its own loss
 FEWEST = 8  # rows near the floor
 LEAST = 1e-9  # of a loss, where a trial of the descent goes astray
 
+Slopes = list[Floats]  # of one number in each coefficient of theta
+
 
 @dataclass(frozen=True)
 class Shape:
-    """What log L is of log N and log C, for theta and E: all counted from the centre of the rows."""
+    """What log L is of log N and log C, for theta and E: all counted from the centre of the rows.
+
+    `value` gives log L and its slopes in theta, of theta (k, v, 1), E, n and x. `beliefs` give what is thought of theta
+    (k, v) before there are rows, each as how many standard deviations it is off, with its slopes.
+    """
 
     name: str
     names: tuple[str, ...]  # of the coefficients theta
-    prior: Floats  # theta as thought beforehand, and its standard deviation: infinite where nothing is
-    prior_sd: Floats
-    begin: Callable[[Floats], Floats]  # the first theta (v, k), of the mean loss above E (v,)
-    value: Callable[..., tuple[Floats, list[Floats]]]  # log L and its slopes in theta; theta, E, n, x, top
+    begin: Callable[[Floats, float], Slopes]  # the first theta, of the mean loss above E (v,) and the least x
+    value: Callable[[Floats, Floats, Floats, Floats], tuple[Floats, Slopes]]
     optimum: Callable[[Floats, Floats], Floats]  # log N* (v, rows) of theta (k, v, 1) and x
+    beliefs: Callable[[Floats, Floats], list[tuple[Floats, Slopes]]]
 
 
-def _valley(theta: Floats, E: Floats, n: Floats, x: Floats, top: Floats) -> tuple[Floats, list[Floats]]:
-    """Give log L and its slopes. A floor that falls faster than a power law (E < 0) does so within the rows only.
-
-    Losses of very small models fall so at first, and none does for long: above the largest C it is a line in logs.
-    """
-    k, g, m, a, log_q = theta
-    beyond = np.where(E < 0, np.maximum(0, x - top), 0)
-    power = np.exp(np.clip(k - g * (x - beyond), -50, 50))
+def _floor(k: Floats, g: Floats, late: Floats, E: Floats) -> tuple[Floats, Floats]:
+    """Give the loss of the floor, and the share of it that falls."""
+    power = np.exp(np.clip(k - g * late, -50, 50))
     floor = np.maximum(E + power, LEAST)
-    share, u, q = power / floor, n - m - a * x, np.exp(np.clip(log_q, -20, 5))
-    slopes = [share, -share * x, -2 * q * u, -2 * q * u * x, q * u**2]
-    return np.log(floor) - g * share * beyond + q * u**2, slopes
+    return floor, power / floor
 
 
-def _chinchilla(theta: Floats, E: Floats, n: Floats, x: Floats, top: Floats) -> tuple[Floats, list[Floats]]:
+def _valley(theta: Floats, E: Floats, n: Floats, x: Floats) -> tuple[Floats, Slopes]:
+    k, g, m, a, log_q, h = theta
+    late = np.logaddexp(x, h)
+    floor, falls = _floor(k, g, late, E)
+    u, q = n - m - a * x, np.exp(np.clip(log_q, -20, 5))
+    slopes = [falls, -falls * late, -2 * q * u, -2 * q * u * x, q * u**2, -g * falls * np.exp(h - late)]
+    return np.log(floor) + q * u**2, slopes
+
+
+def _valley_beliefs(theta: Floats, E: Floats) -> list[tuple[Floats, Slopes]]:
+    k, g, _, a, log_q, h = theta
+    zero, one = np.zeros_like(k), np.ones_like(k)
+    floor, falls = _floor(k, g, h, E)
+    untrained = [falls, -h * falls, zero, zero, zero, -g * falls]
+    return [
+        ((a - 0.5) / 0.2, [zero, zero, zero, one / 0.2, zero, zero]),  # N* goes about as the root of C
+        (log_q - np.log(0.03), [zero, zero, zero, zero, one, zero]),  # as measured, to a factor of e
+        ((np.log(floor) - GUESSING) / GUESSING_SD, [slope / GUESSING_SD for slope in untrained]),
+    ]
+
+
+def _chinchilla(theta: Floats, E: Floats, n: Floats, x: Floats) -> tuple[Floats, Slopes]:
     a, b, log_alpha, log_beta = theta
     alpha, beta, d = np.exp(log_alpha), np.exp(log_beta), x - n
     of_n, of_d = (np.exp(np.clip(one, -50, 50)) for one in (a - alpha * n, b - beta * d))
@@ -68,18 +90,31 @@ def _chinchilla_optimum(theta: Floats, x: Floats) -> Floats:
     return (log_alpha + a - log_beta - b + beta * x) / (alpha + beta)
 
 
+def _chinchilla_beliefs(theta: Floats, E: Floats) -> list[tuple[Floats, Slopes]]:
+    zero, one = np.zeros_like(theta[0]), np.ones_like(theta[0])
+    about = np.log(0.35)  # the published exponents, to a factor of 2
+    return [
+        ((theta[2] - about) / 0.7, [zero, zero, one / 0.7, zero]),
+        ((theta[3] - about) / 0.7, [zero, zero, zero, one / 0.7]),
+    ]
+
+
 VALLEY = Shape(
-    "valley", ("k", "g", "m", "a", "log_q"), np.array([0, 0, 0, 0.5, np.log(0.03)]),
-    np.array([np.inf, np.inf, np.inf, 0.2, 1.0]),
-    lambda above: np.stack([np.log(above), *(0 * above + one for one in (0.15, 0, 0.5, np.log(0.03)))], axis=1),
-    _valley, lambda theta, x: theta[2] + theta[3] * x,
-)  # fmt: skip
+    "valley",
+    ("k", "g", "m", "a", "log_q", "h"),
+    lambda above, least: [np.log(above), *(0 * above + one for one in (0.15, 0, 0.5, np.log(0.03), least - 4))],
+    _valley,
+    lambda theta, x: theta[2] + theta[3] * x,
+    _valley_beliefs,
+)
 CHINCHILLA_SHAPE = Shape(
-    "chinchilla", ("log_A", "log_B", "log_alpha", "log_beta"), np.array([0, 0, np.log(0.35), np.log(0.35)]),
-    np.array([np.inf, np.inf, 0.7, 0.7]),
-    lambda above: np.stack([*[np.log(above / 2)] * 2, *[0 * above + np.log(0.35)] * 2], axis=1),
-    _chinchilla, _chinchilla_optimum,
-)  # fmt: skip
+    "chinchilla",
+    ("log_A", "log_B", "log_alpha", "log_beta"),
+    lambda above, least: [*[np.log(above / 2)] * 2, *[0 * above + np.log(0.35)] * 2],
+    _chinchilla,
+    _chinchilla_optimum,
+    _chinchilla_beliefs,
+)
 SHAPES = {shape.name: shape for shape in (VALLEY, CHINCHILLA_SHAPE)}
 
 
@@ -88,7 +123,7 @@ class Fitted:
     """A shape fitted to one table, once for each E and weighting, (v, ...); theta (v, k) is written about `centre`.
 
     `squares` are the weighted sums of squared errors of log loss, `information` the matrices whose inverse, times the
-    variance of one log loss, is the covariance of theta. `top` is the log of the largest C that was fitted.
+    variance of one log loss, is the covariance of theta.
     """
 
     shape: Shape
@@ -97,14 +132,13 @@ class Fitted:
     squares: Floats
     information: Floats
     centre: tuple[float, float]
-    top: Floats
 
     def log_loss(self, log_params: Floats | None, log_flops: Floats) -> tuple[Floats, Floats]:
         """Give log L (v, rows) and its slopes in theta (v, rows, k); at the optimum of each C where N is None."""
         x = log_flops - self.centre[1]
         theta = self.theta.T[:, :, None]
         n = self.shape.optimum(theta, x) if log_params is None else log_params - self.centre[0]
-        return _stacked(self.shape.value(theta, self.E[:, None], n, x, self.top[:, None] - self.centre[1]))
+        return _stacked(*self.shape.value(theta, self.E[:, None], n, x))
 
     def log_optimum(self, log_flops: Floats) -> Floats:
         """Give log N* (v, rows) of each C."""
@@ -116,8 +150,7 @@ class Fitted:
         return (low - high) / 0.02
 
 
-def _stacked(found: tuple[Floats, list[Floats]]) -> tuple[Floats, Floats]:
-    value, slopes = found
+def _stacked(value: Floats, slopes: Slopes) -> tuple[Floats, Floats]:
     return value, np.stack([np.broadcast_to(one, value.shape) for one in slopes], axis=-1)
 
 
@@ -128,25 +161,22 @@ def fit_shape(
     total = weights.sum(axis=0)
     centre = float(np.average(log_params, weights=total)), float(np.average(log_flops, weights=total))
     n, x = log_params - centre[0], log_flops - centre[1]
-    top = np.where(weights > 0, x, -np.inf).max(axis=1)
     mean = np.exp((weights @ log_loss) / weights.sum(axis=1))
-    theta = shape.begin(mean - E)
-    pull = (PRIOR_NOISE / shape.prior_sd) ** 2
+    theta = np.stack(shape.begin(mean - E, float(x.min())), axis=1)
 
     def evaluate(theta: Floats) -> tuple[Floats, Floats, Floats]:
-        value, slopes = _stacked(shape.value(theta.T[:, :, None], E[:, None], n, x, top[:, None]))
-        error = value - log_loss
-        return error, slopes, (weights * error**2).sum(axis=1) + ((theta - shape.prior) ** 2 * pull).sum(axis=1)
+        """Give the errors of the rows, then of the beliefs, with their slopes, and the sum of squares."""
+        value, slopes = _stacked(*shape.value(theta.T[:, :, None], E[:, None], n, x))
+        believed = [_stacked(error[:, None], [one[:, None] for one in of]) for error, of in shape.beliefs(theta.T, E)]
+        errors = np.concatenate([value - log_loss, *(error for error, _ in believed)], axis=1)
+        return errors, np.concatenate([slopes, *(of for _, of in believed)], axis=1), (wide * errors**2).sum(1)
 
-    def normal() -> tuple[Floats, Floats]:
-        weighted = slopes * weights[..., None]
-        matrix = np.einsum("vri,vrj->vij", weighted, slopes) + np.diag(pull)
-        return matrix, np.einsum("vri,vr->vi", weighted, error) + (theta - shape.prior) * pull
-
+    wide = np.pad(weights, ((0, 0), (0, len(shape.beliefs(theta.T, E)))), constant_values=BELIEF**2)
     damping, eye = np.full(len(E), 1e-2), np.eye(theta.shape[1])
-    error, slopes, cost = evaluate(theta)
+    errors, slopes, cost = evaluate(theta)
     for _ in range(STEPS):
-        matrix, gradient = normal()
+        matrix = _information(slopes, wide)
+        gradient = np.einsum("vri,vr->vi", slopes, wide * errors)
         ridge = damping[:, None] * np.einsum("vii->vi", matrix) + 1e-12
         step = np.linalg.solve(matrix + ridge[:, :, None] * eye, gradient[..., None])[..., 0]
         trial = theta - np.clip(step, -FARTHEST, FARTHEST)
@@ -154,13 +184,18 @@ def fit_shape(
         better = there[2] < cost
         finished = (better & (cost - there[2] <= 1e-10 * cost)) | (damping > 1e8)
         theta = np.where(better[:, None], trial, theta)
-        error = np.where(better[:, None], there[0], error)
+        errors = np.where(better[:, None], there[0], errors)
         slopes = np.where(better[:, None, None], there[1], slopes)
         cost = np.where(better, there[2], cost)
         damping = np.clip(np.where(better, damping / 5, damping * 6), 1e-9, 1e9)
         if finished.all():
             break
-    return Fitted(shape, E, theta, (weights * error**2).sum(axis=1), normal()[0], centre, top + centre[1])
+    squares = (weights * errors[:, : len(x)] ** 2).sum(axis=1)
+    return Fitted(shape, E, theta, squares, _information(slopes, wide), centre)
+
+
+def _information(slopes: Floats, weights: Floats) -> Floats:
+    return np.einsum("vri,vrj->vij", slopes * weights[..., None], slopes)
 
 
 def nearness(shape: Shape, log_params: Floats, log_flops: Floats, log_loss: Floats) -> Floats:
@@ -175,7 +210,7 @@ def nearness(shape: Shape, log_params: Floats, log_flops: Floats, log_loss: Floa
     records = np.flatnonzero(log_loss[order] <= np.minimum.accumulate(log_loss[order]))
     floor = np.interp(log_flops, log_flops[order][records], log_loss[order][records])
     weights = _weights(log_loss - floor, 2 * WIDTH)
-    middle = np.array([0.4 * np.exp(log_loss.min())])
+    middle = np.array([0.5 * np.exp(log_loss.min())])
     for _ in range(3):
         fitted = fit_shape(shape, log_params, log_flops, log_loss, weights[None], middle)
         floor, value = (fitted.log_loss(at, log_flops)[0][0] for at in (None, log_params))
