@@ -9,16 +9,26 @@ each of these runs is scored. docs/laws.md has the table that this prints.
 """
 
 import argparse
+import csv
+import math
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from gptjax.config import EvalConfig, RunConfig, SaveConfig
 from gptjax.data.loader import DataConfig, Source
 from gptjax.data.text_files import in_folder
 from gptjax.execution import Execution
 from gptjax.jobs.process import settle, use_compilation_cache
+from gptjax.laws.checks import read_runs
+from gptjax.laws.forecast import forecast
+from gptjax.laws.parametric import parametric
+from gptjax.laws.published import BESIROGLU_2024
+from gptjax.laws.reading import read_rows
+from gptjax.laws.simulate import simulate
 from gptjax.models.gpt import GPTConfig
 from gptjax.sweep.ledger import Ledger
 from gptjax.sweep.local import execute
@@ -121,7 +131,7 @@ CASES: dict[str, Callable[[], Case]] = {
 LARGER = (20, 24, 28, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128, 144)  # sizes of runs beyond the budgets
 
 
-def train(name: str, case: Case, directory: Path) -> None:
+def train(case: Case, directory: Path) -> None:
     """Train a case's cells, and then its runs beyond: of about the best size at the largest budget, grown as C^.5.
 
     No law chooses the size, so that these runs stay the same when the laws are improved.
@@ -141,13 +151,92 @@ def train(name: str, case: Case, directory: Path) -> None:
     write_tables(plan, directory)
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A forecast of one run, and what it reached; errors are log forecast - log measured."""
+
+    case: str
+    times: float  # C of the run over the largest budget
+    error: float
+    half_width: float  # of the 95 % interval, in log loss
+    inside: bool
+    by_law: float  # the error of the parametric law of all rows, which takes its form for true
+
+
+def score(case: str, directory: Path) -> list[Scored]:
+    """Forecast each held-out run of a directory from its cells alone."""
+    runs = read_runs(directory / "runs.csv")
+    found, law = forecast(runs), parametric(runs).plane
+    top = float((6 * runs.params * runs.tokens).max())
+    scored = []
+    for _, row in read_rows(directory / "runs.csv")[1]:
+        if row["status"] == "holdout":
+            n, d, loss = (float(row[name]) for name in ("params", "tokens", "loss"))
+            said = found.at(6 * n * d, n)
+            low, high = said.interval()
+            by_law = math.log(float(law.loss(n, d)) / loss) if law else math.nan
+            scored.append(Scored(case, 6 * n * d / top, said.log_loss - math.log(loss), math.log(high / low) / 2,
+                                 low <= loss <= high, by_law))  # fmt: skip
+    return scored
+
+
+def published(path: Path) -> list[Scored]:
+    """Forecast the best published point near 4 and 16 times each cut from the points up to it."""
+    with path.open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["dropped_by_besiroglu"] == "0"]
+    n, d, c, loss = (np.array([float(row[name]) for row in rows]) for name in ("params", "tokens", "flops", "loss"))
+    whole = replace(simulate(BESIROGLU_2024, n, d, noise=0.0, seed=0), flops=c, loss=loss)
+    scored = []
+    for cut in CUTS:
+        early = whole.take(np.flatnonzero(c <= cut * 1.05))
+        found, law = forecast(early), parametric(early).plane
+        for times in (4, 16):
+            near = np.flatnonzero(np.abs(np.log(c / (times * cut))) < math.log(1.4))
+            if len(near) < 3:
+                continue
+            i = near[loss[near].argmin()]
+            said = found.at(6 * n[i] * d[i], n[i])
+            low, high = said.interval()
+            by_law = math.log(float(law.loss(n[i], d[i])) / loss[i]) if law else math.nan
+            scored.append(Scored(f"points to {cut:.2g}", times, said.log_loss - math.log(loss[i]),
+                                 math.log(high / low) / 2, bool(low <= loss[i] <= high), by_law))  # fmt: skip
+    return scored
+
+
+CUTS = (2e19, 4e19, 7e19, 1.4e20, 3.5e20, 7e20)
+
+
+def table(scored: list[Scored]) -> str:
+    """Lay scores out, and sum them up by distance."""
+    lines = ["| sweep | times C | error, % | half-width, % | held | parametric law, % |", "|---|---|---|---|---|---|"]
+    for one in scored:
+        numbers = f"{100 * one.error:+.1f} | {100 * one.half_width:.1f} | {'yes' if one.inside else 'no'}"
+        lines.append(f"| {one.case} | {one.times:.1f} | {numbers} | {100 * one.by_law:+.1f} |")
+    for label, kept in (("about 3 times", (0, 6)), ("about 10 times", (6, 13)), ("16 times", (13, 99))):
+        some = [one for one in scored if kept[0] < one.times <= kept[1]]
+        if some:
+            errors, by_law = ([100 * abs(getattr(one, name)) for one in some] for name in ("error", "by_law"))
+            held = sum(one.inside for one in some)
+            own, other = (f"{np.median(each):.1f} %, most {max(each):.1f} %" for each in (errors, by_law))
+            lines.append(f"{label}: {held} of {len(some)} held; median error {own}; parametric law {other}")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=Path, default=Path("runs/forecasts"))
     parser.add_argument("--only", nargs="*", default=list(CASES), metavar="CASE")
+    parser.add_argument("--score", action="store_true", help="train nothing")
+    parser.add_argument("--points", type=Path, metavar="FILE", help="score on the published points of this file too")
     args = parser.parse_args()
-    for name in args.only:
-        train(name, CASES[name](), args.dir / name.replace(", ", "-").replace(" ", "-"))
+    places = {name: args.dir / name.replace(" ", "-") for name in args.only}
+    if not args.score:
+        for name, place in places.items():
+            train(CASES[name](), place)
+    scored = [one for name, place in places.items() if (place / "runs.csv").is_file() for one in score(name, place)]
+    print(table(scored))
+    if args.points:
+        print(table(published(args.points)))
 
 
 if __name__ == "__main__":
