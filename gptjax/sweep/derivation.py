@@ -38,7 +38,9 @@ def derivation(proposal: Proposal) -> Iterator[Derived]:
         times = s.holdout / s.budgets[-1]
         run = f"{flops_of(s.holdout)} FLOPs, {short(p.held_out.params)} parameters on {short(p.held_out.tokens)} tokens"
         yield Derived(f"held-out run at {times:.2g}x: {run}: {duration(p.seconds_of_held_out)}, its forecast included")
-    yield Derived(f"report: {duration(p.seconds_of_report)}", "fits, draws and simulated sweeps, as measured")
+    yield Derived(
+        f"report: {duration(p.seconds_of_report)}", "fits, draws and simulated sweeps: a guess from one report"
+    )
     runs = f"of runs on {proposal.workers} worker{'s' * (proposal.workers > 1)}"
     parts = {"to tokenize": p.seconds_before, runs: p.seconds_of_runs, "held-out": p.seconds_of_held_out,
              "report": p.seconds_of_report}  # fmt: skip

@@ -58,8 +58,7 @@ porian_batch_tokens = sourced(power(160 * 2048, 108e6, 2 / 3), "Porian et al. 20
 def step_law_lr(n: float, d: float) -> float:
     """Step Law (arXiv 2503.04715): N without the vocabulary's weights, D in tokens; AdamW, cosine to a fixed floor.
 
-    Fitted on 17 cells (N, D) of 60M to 1B parameters and 2B to 100B tokens. A refit of the runs that its authors gave
-    out has N^-.77 to -.82 and D^.20 to .29: the exponents are soft.
+    Its authors gave out runs of 17 cells (N, D); a refit of these has N^-.77 to -.82 and D^.20 to .29: the exponents are soft.
     """
     return 1.79 * n**-0.713 * d**0.307
 
@@ -73,14 +72,14 @@ def step_law_batch_tokens(n: float, d: float) -> float:
 def deepseek_lr(n: float, d: float) -> float:
     """DeepSeek LLM (arXiv 2401.02954), with C = 6 N D: theirs counts layers and attention, and no vocabulary.
 
-    AdamW with steps in the rate, fitted to the best of grids from 1e17 to 2e19 FLOPs and checked at 1e20.
+    AdamW with steps in the rate, fitted to the best rates of grids of small budgets.
     """
     return 0.3118 * (6 * n * d) ** -0.125
 
 
 @of_layers
 def deepseek_batch_tokens(n: float, d: float) -> float:
-    """DeepSeek LLM's batch, from the same grids; it is meant for 1e17 FLOPs and more."""
+    """DeepSeek LLM's batch, from the same grids."""
     return 0.2920 * (6 * n * d) ** 0.3271
 
 
