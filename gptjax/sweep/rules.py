@@ -58,7 +58,7 @@ porian_batch_tokens = sourced(power(160 * 2048, 108e6, 2 / 3), "Porian et al. 20
 def step_law_lr(n: float, d: float) -> float:
     """Step Law (arXiv 2503.04715): N without the vocabulary's weights, D in tokens; AdamW, cosine to a fixed floor.
 
-    Its authors gave out runs of 17 cells (N, D); a refit of these has N^-.77 to -.82 and D^.20 to .29: the exponents are
+    Its authors gave out runs of 17 cells (N, D); a refit of these has N^-.77 to -.82, D^.20 to .29: the exponents are
     soft.
     """
     return 1.79 * n**-0.713 * d**0.307
