@@ -43,6 +43,8 @@ bench: install
 	$(RUN)python benchmarks/interop.py --json benchmarks/interop.json
 	$(RUN)python benchmarks/data.py --json benchmarks/data.json
 	$(RUN)python benchmarks/fit.py --json benchmarks/fit.json
+	-$(RUN)python -m pip install -qq --disable-pip-version-check -c constraints.txt chinchilla
+	$(RUN)python benchmarks/peers_fit.py --json benchmarks/peers_fit.json
 
 chaos: install
 	$(RUN)python benchmarks/chaos.py --json benchmarks/chaos.json

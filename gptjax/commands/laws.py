@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from gptjax.lab.fitted import FittedArms
     from gptjax.laws.record import Analysis, Found
 
+SLOW = 0.05  # seconds; a fit compiles a handful of small programs, which take longer than to run them
+
 
 def add(verb: Verb) -> None:
     fit = verb("fit", run_fit, "fit the law to a table of runs")
@@ -104,6 +106,7 @@ def chosen_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_fit(args: argparse.Namespace) -> None:
+    use_compilation_cache(SLOW)
     from gptjax.lab import laws
 
     if args.figure and not args.by:
@@ -183,6 +186,7 @@ def held_of(texts: list[str]) -> dict[str, float]:
 
 
 def run_report(args: argparse.Namespace) -> None:
+    use_compilation_cache(SLOW)
     from gptjax.files import read_json
     from gptjax.lab import laws
     from gptjax.laws.quote import as_text

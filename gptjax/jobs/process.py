@@ -23,11 +23,11 @@ def is_plain() -> bool:
     return os.environ.get("GPTJAX_SETTLE", "1") == "0"
 
 
-def use_compilation_cache() -> None:
-    """Keep compiled programs between processes; workers inherit the setting, and jax reads it when it is imported."""
+def use_compilation_cache(seconds: float = 0.5) -> None:
+    """Keep programs that took so long to compile between processes; workers inherit it, and jax reads it on import."""
     if not is_plain():
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(".cache/gptjax/xla").absolute()))
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(seconds))
 
 
 def settle() -> None:

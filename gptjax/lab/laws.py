@@ -24,7 +24,6 @@ from gptjax.laws.forms import Form
 from gptjax.laws.frames import runs_of_frame
 from gptjax.laws.quote import quote, read_forecast
 from gptjax.laws.registered import score as score_prediction
-from gptjax.laws.report import write_report
 from gptjax.laws.table import Curve, Runs
 
 Table = Any  # Runs, a path, or a data frame: see `read`
@@ -163,6 +162,8 @@ def report(sweep: str | Path, *, coverage: int | None = None, title: str = "", *
     `coverage` counts simulated sweeps (default: as many as the table's size affords). BadInput for a sweep of several
     arms, whose reports stand in arms/NAME.
     """
+    from gptjax.laws.report import write_report  # and with it matplotlib, which a fit does without
+
     place = place_of(sweep)
     if coverage is not None and coverage < 0:
         raise BadInput(f"coverage {coverage} counts sweeps; give 0 or more")

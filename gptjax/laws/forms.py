@@ -8,6 +8,7 @@ command line.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from itertools import product
 from typing import Literal
 
@@ -347,4 +348,9 @@ FORMS: dict[str, Form] = {
 def slopes_at(form: Form, theta: Floats, x: Floats) -> Floats:
     """Give d log L / d theta of each row of x, (rows, k)."""
     with jax.enable_x64(True):
-        return np.asarray(jax.jacfwd(form.log_loss)(jnp.asarray(theta), jnp.asarray(x)))
+        return np.asarray(_slopes(form.log_loss, theta, x))
+
+
+@partial(jax.jit, static_argnames="log_loss")
+def _slopes(log_loss: Callable[[Array, Array], Array], theta: Array, x: Array) -> Array:
+    return jax.jacfwd(log_loss)(theta, x)

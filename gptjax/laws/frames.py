@@ -9,9 +9,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
-import pyarrow.interchange
-import pyarrow.parquet
 
 from gptjax.errors import BadInput
 from gptjax.laws.checks import runs_of
@@ -54,7 +51,9 @@ def _table(frame: Any, name: str) -> pa.Table:
         if hasattr(frame, STREAM):
             return pa.table(frame)
         if hasattr(frame, INTERCHANGE):
-            return pa.interchange.from_dataframe(frame)
+            from pyarrow.interchange import from_dataframe  # with all of Arrow's functions, which take a while
+
+            return from_dataframe(frame)
     except (pa.ArrowException, TypeError, ValueError, OverflowError, NotImplementedError) as error:
         why = cut("; ".join(map(str, error.args)) or type(error).__name__, 200)
         raise BadInput(f"{name} cannot be read ({why}); give columns of equal length, each of one type") from None
@@ -135,7 +134,9 @@ class Frame:
 
     def save(self, path: str | Path) -> None:
         """Write it as CSV or, to a name that ends in .parquet, as parquet."""
-        write = pa.parquet.write_table if Path(path).suffix == ".parquet" else pa.csv.write_csv
+        from pyarrow import csv, parquet
+
+        write = parquet.write_table if Path(path).suffix == ".parquet" else csv.write_csv
         write(self.arrow, str(path))
 
     def _shown(self) -> tuple[list[list[str]], str]:

@@ -5,7 +5,6 @@ import io
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from gptjax.errors import BadInput
 from gptjax.files import read_text
@@ -64,8 +63,10 @@ def _csv_lines(path: Path) -> list[tuple[int, list[str]]]:
 
 def _read_parquet(path: Path) -> tuple[list[str], list[tuple[int, Row]]]:
     """Read a parquet file as if it had been written as CSV: a null is a blank cell, and the first row is line 2."""
+    from pyarrow.parquet import read_table
+
     try:
-        table = pq.read_table(path)
+        table = read_table(path)
         names, values = table.column_names, table.to_pylist()
     except (OSError, ValueError, OverflowError, pa.ArrowException) as error:  # not there, cut, not parquet, not UTF-8
         why = cut(str(error) or type(error).__name__, 200)

@@ -6,7 +6,6 @@ from typing import Any
 
 from gptjax.laws.approaches import BY_NAME, BY_TRUST
 from gptjax.laws.frames import as_html
-from gptjax.laws.page import say_sentence
 from gptjax.laws.record import Analysis, Found
 
 
@@ -30,6 +29,8 @@ def _row(name: str, found: Found) -> dict[str, Any]:
 
 def law_html(law: Analysis) -> str:
     """Show a law in a few lines: what to quote of it, and a table of its approaches with reasons."""
+    from gptjax.laws.page import say_sentence  # and with it matplotlib, which a fit does without
+
     lines = [f"<p>{say_sentence(sentence)}</p>" for sentence in law.quote.values()]
     rows = []
     for row in summary(law):

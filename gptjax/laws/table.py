@@ -151,6 +151,9 @@ class Runs:
 
         Runs that differ in one of the columns `apart`, which a law reads, are never of one cell.
         """
+        recipes = np.nan_to_num([self.fact(name) for name in RECIPE])
+        if not np.ptp(recipes, axis=1).any():
+            return self
         seed = np.unique(np.array(self.seed), return_inverse=True)[1]
         budget = np.nan_to_num(self.fact("budget"))
         keys = np.array([self.params, seed, budget, *map(self.column, apart), np.log(self.tokens)])
@@ -158,8 +161,7 @@ class Runs:
         steps = np.abs(np.diff(keys[:, order])) > np.array([[0]] * (len(keys) - 1) + [[SAME_TOKENS]])
         reasons: dict[int, str] = {}
         for cell in np.split(order, np.flatnonzero(steps.any(axis=0)) + 1):
-            recipes = np.nan_to_num([self.fact(name)[cell] for name in RECIPE])
-            if np.ptp(recipes, axis=1).any():
+            if np.ptp(recipes[:, cell], axis=1).any():
                 best = cell[self.loss[cell].argmin()]
                 what = f"its cell reaches {self.loss[best]:.4g} as {self.run[best]} at {self._recipe(best)}"
                 reasons |= {i: f"loss {self.loss[i]:.4g} at {self._recipe(i)}; {what}" for i in cell if i != best}
