@@ -176,7 +176,7 @@ def fit_shape(
     errors, slopes, cost = evaluate(theta)
     for _ in range(STEPS):
         matrix = _information(slopes, wide)
-        gradient = np.einsum("vri,vr->vi", slopes, wide * errors)
+        gradient = ((wide * errors)[:, None] @ slopes)[:, 0]
         ridge = damping[:, None] * np.einsum("vii->vi", matrix) + 1e-12
         step = np.linalg.solve(matrix + ridge[:, :, None] * eye, gradient[..., None])[..., 0]
         trial = theta - np.clip(step, -FARTHEST, FARTHEST)
@@ -195,7 +195,7 @@ def fit_shape(
 
 
 def _information(slopes: Floats, weights: Floats) -> Floats:
-    return np.einsum("vri,vrj->vij", slopes * weights[..., None], slopes)
+    return (slopes * weights[..., None]).swapaxes(1, 2) @ slopes
 
 
 def nearness(shape: Shape, log_params: Floats, log_flops: Floats, log_loss: Floats) -> Floats:
