@@ -16,6 +16,7 @@ from scipy.special import ndtr, stdtrit
 from gptjax.laws.law import Floats
 from gptjax.laws.published import PUBLISHED
 from gptjax.laws.table import Runs, short
+from gptjax.laws.uncertainty import LEVELS
 from gptjax.laws.valley import CHINCHILLA_SHAPE, FEWEST, SHAPES, VALLEY, Fitted, fit_shape, nearness
 
 SHARES = 1 - np.geomspace(2.5, 0.1, 16)  # E over the least loss
@@ -29,6 +30,7 @@ BELIEVED = 2.0  # rolling forecasts' worth of trust that the spread is right bef
 LEAST_SIDE = 0.15  # of the weights of rows, on either side of the optimum
 SAME_BUDGET = 1.1  # C within this factor
 LOG_FLOPS = (math.log(1e3), math.log(1e40))  # where the budget of a loss is sought
+STRIDE = math.log(2)  # of log C, in the search for the ends of its interval
 LEVEL = 1.96  # standard deviations of a normal on either side of which 2.5 % lie
 
 
@@ -105,18 +107,24 @@ class Forecast:
     def flops_of(self, loss: float) -> tuple[float | None, list[float | None]]:
         """Give the C = 6ND at which the compute-optimal loss is this, and its 95 % interval; None where none is found.
 
-        The interval is of the C at which the band of losses, without the noise of a run, holds this loss.
+        The interval is of the C about it at which the band of losses, without the noise of a run, holds this loss. The
+        band may come to hold it again much farther off, where it is as wide as to say nothing.
         """
 
-        def found(side: int | None) -> float | None:
-            def above(x: float) -> float:
-                said = self.at(math.exp(x), noisy=False)
-                return (said.loss if side is None else said.interval()[side]) - loss
+        def above(x: float, level: float | None = None) -> float:
+            said = self.at(math.exp(x), noisy=False)
+            return (said.log_loss if level is None else said.quantile(level)) - math.log(loss)
 
-            low, high = above(LOG_FLOPS[0]), above(LOG_FLOPS[1])
-            return math.exp(brentq(above, *LOG_FLOPS, xtol=1e-9)) if low > 0 > high else None
-
-        return found(None), [found(0), found(1)]
+        if not above(LOG_FLOPS[0]) > 0 > above(LOG_FLOPS[1]):
+            return None, [None, None]
+        best = brentq(above, *LOG_FLOPS, xtol=1e-9)
+        ends: list[float | None] = []
+        for level, limit in zip(LEVELS, LOG_FLOPS, strict=True):
+            path = [best + math.copysign(i * STRIDE, limit - best) for i in range(int(abs(limit - best) / STRIDE) + 1)]
+            out = (i for i, x in enumerate(path) if above(x, level) * (limit - best) < 0)
+            first = next(out, None)
+            ends.append(math.exp(brentq(above, path[first - 1], path[first], (level,), 1e-9)) if first else None)
+        return math.exp(best), ends
 
     @property
     def _fitted(self) -> Fitted:
@@ -153,10 +161,12 @@ class Foretold:
 
     def interval(self) -> tuple[float, float]:
         """Give the 95 % interval of the loss."""
-        low, high = (self._quantile(level) for level in (0.025, 0.975))
-        return math.exp(low), math.exp(high)
+        with np.errstate(over="ignore"):  # an end beyond all numbers is infinite
+            low, high = (float(np.exp(self.quantile(level))) for level in LEVELS)
+        return low, high
 
-    def _quantile(self, level: float) -> float:
+    def quantile(self, level: float) -> float:
+        """Give the log loss below which the forecast puts this share."""
         ends = (self.means - 9 * self.spread).min(), (self.means + 9 * self.spread).max()
         return brentq(lambda y: float(self.weights @ ndtr((y - self.means) / self.spread)) - level, *ends, xtol=1e-9)
 
@@ -213,7 +223,7 @@ def _fit(n: Floats, x: Floats, y: Floats) -> Forecast:
         for i in range(len(E))
     ]  # fmt: skip
     middle = weight @ fitted.log_optimum(x)
-    reach = float(np.abs(n - middle)[weights > math.exp(-1)].max())
+    reach = float(np.abs(n - middle)[weights >= min(math.exp(-1), weights.max())].max())
     return Forecast("ok", [], shape.name, rows, *fitted.centre, float(x.max()), reach, freedom, 1.0, floors)
 
 

@@ -381,7 +381,7 @@ def _interval(drawn: Floats) -> list[float | None] | None:
     """Give the 95 % interval of draws; an end beyond all numbers is None."""
     if not len(drawn):
         return None
-    ordered = np.sort(np.nan_to_num(drawn, nan=np.inf))
+    ordered = np.sort(np.where(np.isnan(drawn), np.inf, drawn))
     ends = [float(ordered[round(level * (len(ordered) - 1))]) for level in LEVELS]
     return [end if math.isfinite(end) else None for end in ends]
 

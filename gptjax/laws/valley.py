@@ -24,6 +24,7 @@ PRIOR_NOISE = 0.004  # what is thought of theta beforehand weighs as one loss wi
 STEPS, FARTHEST = 60, 2.0  # of the descent, and the most that a coefficient moves in one
 OUTLIER = 0.03  # of log loss: a row that lies so far above the shape is judged by its own loss
 FEWEST = 8  # rows near the floor
+SLOPE = 0.06  # - d log L / d log C at which a descent begins: less than any E < 0 turns into losses below 0
 LEAST = 1e-9  # of a loss, where a trial of the descent goes astray
 
 
@@ -35,7 +36,7 @@ class Shape:
     names: tuple[str, ...]  # of the coefficients theta
     prior: Floats  # theta as thought beforehand, and its standard deviation: infinite where nothing is
     prior_sd: Floats
-    begin: Callable[[Floats], Floats]  # the first theta (v, k), of the mean loss above E (v,)
+    begin: Callable[[Floats, Floats], Floats]  # the first theta (v, k), of the mean loss above E (v,) and of the mean
     value: Callable[..., tuple[Floats, list[Floats]]]  # log L and its slopes in theta; theta, E, n, x, top
     optimum: Callable[[Floats, Floats], Floats]  # log N* (v, rows) of theta (k, v, 1) and x
 
@@ -71,13 +72,15 @@ def _chinchilla_optimum(theta: Floats, x: Floats) -> Floats:
 VALLEY = Shape(
     "valley", ("k", "g", "m", "a", "log_q"), np.array([0, 0, 0, 0.5, np.log(0.03)]),
     np.array([np.inf, np.inf, np.inf, 0.2, 1.0]),
-    lambda above: np.stack([np.log(above), *(0 * above + one for one in (0.15, 0, 0.5, np.log(0.03)))], axis=1),
+    lambda above, mean: np.stack(
+        [np.log(above), SLOPE * mean / above, *(0 * above + one for one in (0, 0.5, np.log(0.03)))], axis=1
+    ),
     _valley, lambda theta, x: theta[2] + theta[3] * x,
 )  # fmt: skip
 CHINCHILLA_SHAPE = Shape(
     "chinchilla", ("log_A", "log_B", "log_alpha", "log_beta"), np.array([0, 0, np.log(0.35), np.log(0.35)]),
     np.array([np.inf, np.inf, 0.7, 0.7]),
-    lambda above: np.stack([*[np.log(above / 2)] * 2, *[0 * above + np.log(0.35)] * 2], axis=1),
+    lambda above, mean: np.stack([*[np.log(above / 2)] * 2, *[0 * above + np.log(0.35)] * 2], axis=1),
     _chinchilla, _chinchilla_optimum,
 )  # fmt: skip
 SHAPES = {shape.name: shape for shape in (VALLEY, CHINCHILLA_SHAPE)}
@@ -130,7 +133,7 @@ def fit_shape(
     n, x = log_params - centre[0], log_flops - centre[1]
     top = np.where(weights > 0, x, -np.inf).max(axis=1)
     mean = np.exp((weights @ log_loss) / weights.sum(axis=1))
-    theta = shape.begin(mean - E)
+    theta = shape.begin(mean - E, mean)
     pull = (PRIOR_NOISE / shape.prior_sd) ** 2
 
     def evaluate(theta: Floats) -> tuple[Floats, Floats, Floats]:

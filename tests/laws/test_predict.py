@@ -11,6 +11,7 @@ from gptjax.errors import BadInput
 from gptjax.files import write_json
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.fit import Choices
+from gptjax.laws.forecast import forecast
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.predict import (
     NoForecast,
@@ -177,3 +178,36 @@ def test_a_held_out_run_that_missed_is_said_with_the_next_prediction(tmp_path):
         assert said in held_out_miss(str(tmp_path)) and bool(held_out_miss(str(tmp_path))) == bool(said)
     path.unlink()
     assert held_out_miss(str(tmp_path)) == held_out_miss("besiroglu-2024") == ""
+
+
+def test_the_compute_of_a_loss_lies_between_the_ends_at_which_its_band_holds_it(law):
+    f = forecaster(Analysis.from_json(law))
+    assert f.forecast
+    for flops in (1e12, 1e13, 3e13):
+        at = f.forecast.at(flops, noisy=False)
+        found, (low, high) = f.forecast.flops_of(at.loss)
+        assert found == pytest.approx(flops, rel=1e-6) and low and high and low < flops < high
+        assert f.forecast.at(low, noisy=False).interval()[0] == pytest.approx(at.loss, rel=1e-6)
+        assert f.forecast.at(high, noisy=False).interval()[1] == pytest.approx(at.loss, rel=1e-6)
+    far = predict(f, loss=predict(f, flops=1e20)["loss"])  # the band never leaves it
+    assert far["flops_interval"][1] is None and far["params_interval"][1] is None
+    assert "unbounded" in describe(far) and "e308" not in describe(far)
+
+
+@pytest.mark.parametrize("rows", [9, 30])
+@pytest.mark.parametrize("kind", ["scattered", "rising", "alike", "repeated"])
+def test_a_table_that_says_little_gives_a_forecast_within_its_interval_or_none(kind, rows):
+    """A descent that left the losses above 0 once had the weight to forecast e^-277, and noise left no row to reach."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        params, tokens = 10 ** rng.uniform(4, 7, rows), 10 ** rng.uniform(6, 9, rows)
+        loss = {"rising": 2 * params**0.05, "alike": np.full(rows, 2.5)}.get(kind, LAW.loss(params, tokens))
+        if kind == "repeated":
+            params, tokens, loss = (np.tile(column, 3) for column in (params, tokens, loss))
+        noisy = np.exp(0.05 * rng.standard_normal(len(params)))
+        found = forecast(replace(simulate(LAW, params, tokens, noise=0, seed=0), loss=loss * noisy))
+        for flops in (1e8, 1e14, 1e16, 1e40) if found.ok else ():
+            said = found.at(flops)
+            low, high = said.interval()
+            assert low <= said.loss <= high, (kind, seed, flops)
+        assert found.ok or found.reasons
