@@ -180,8 +180,7 @@ def forecast(runs: Runs) -> Forecast:
     top = np.flatnonzero(x > x.max() - math.log(SAME_BUDGET))
     best = top[y[top].argmin()]
     rolling, misses = [], []
-    for cut in CUTS:
-        early = x <= x[best] - math.log(cut) + 1e-9
+    for early in {mask.tobytes(): mask for mask in (x <= x[best] - math.log(cut) + 1e-9 for cut in CUTS)}.values():
         part = _fit(n[early], x[early], y[early])
         if part.ok:
             said = part.at(math.exp(x[best]), float(runs.params[best]))

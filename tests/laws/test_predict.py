@@ -211,3 +211,10 @@ def test_a_table_that_says_little_gives_a_forecast_within_its_interval_or_none(k
             low, high = said.interval()
             assert low <= said.loss <= high, (kind, seed, flops)
         assert found.ok or found.reasons
+
+
+def test_forecasts_within_the_table_are_made_from_rows_that_differ():
+    found = forecast(RUNS)  # budgets 1e11, 3e11, 1e12 and 3e12: no row lies between 3e12 / 5 and 3e12 / 2.5
+    assert found.ok and found.rolling
+    assert len({one.rows for one in found.rolling}) == len(found.rolling)
+    assert all(one.times > 1 and one.measured == RUNS.loss[RUNS.run.index(one.run)] for one in found.rolling)
