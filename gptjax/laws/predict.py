@@ -12,7 +12,7 @@ from gptjax.errors import BadInput
 from gptjax.files import plain
 from gptjax.laws.codec import Json
 from gptjax.laws.fit import MIN_DRAWS
-from gptjax.laws.forecast import Forecast, Foretold
+from gptjax.laws.forecast import LOG_FLOPS, Forecast, Foretold
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.law import Floats, Law, Optimum, PowerLaw
 from gptjax.laws.published import PUBLISHED, DataConstrainedLaw, Served, serving_optimum
@@ -152,6 +152,8 @@ def predict(
     asked = {"flops": flops, "params": params, "tokens": tokens, "loss": loss}
     given = {name: value for name, value in asked.items() if value is not None}
     for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise BadInput(f"{name} {value!r} is not one number; ask for each run by itself, as {name}=1e9")
         low, high = LIMITS[name]
         if not low <= value <= high:
             raise BadInput(f"{name} {value:g} is not within {low:g} to {high:g}; give a run's {name}")
@@ -254,8 +256,10 @@ def _of_loss(f: Forecaster, loss: float) -> _Point:
         return _Point(best.params, best.tokens, best.flops, "parametric" if f.rows else f.source, _optima(f, loss=loss))
     flops, ends = f.forecast.flops_of(loss)
     if flops is None:
-        raise BadInput(f"no compute-optimal run is forecast to have loss {loss:g}; ask for a higher loss, or for one "
-                       "below ln of the vocabulary")  # fmt: skip
+        highest, lowest = (f.forecast.at(math.exp(end)).loss for end in LOG_FLOPS)
+        raise BadInput(f"no compute-optimal run is forecast to have loss {loss:g}: from {math.exp(LOG_FLOPS[0]):g} to "
+                       f"{math.exp(LOG_FLOPS[1]):g} FLOPs losses fall from {highest:.3g} to {lowest:.3g}; ask for one "
+                       "between them")  # fmt: skip
     along = _counted_along(f, flops)
     point = _of_one(f, "flops", along)
     if not point.drawn:
@@ -337,9 +341,8 @@ def describe(said: Json) -> str:
         text = f"{said[key]:.{digits}g} {units.get(label, '')}{span}"
         lines.append(f"{label:<10}{re.sub(r'e[+]0?', 'e', text)}".rstrip())
     if said.get("times_largest_flops"):
-        lines.append(
-            f"{'beyond':<10}{said['times_largest_flops']:.3g} times the largest budget of its {said['rows']} rows"
-        )
+        times = re.sub(r"e[+]0?", "e", f"{said['times_largest_flops']:.3g}")
+        lines.append(f"{'beyond':<10}{times} times the largest budget of its {said['rows']} rows")
     if "optimum_from" in said:
         lines.append(f"{'by':<10}{said['law']}: {said['optimum_from']}; {said['convention']}")
     for column, value in said.get("held", {}).items():
