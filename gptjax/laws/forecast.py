@@ -13,6 +13,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtr, stdtrit
 
+from gptjax.errors import BadInput
 from gptjax.laws.law import Floats
 from gptjax.laws.published import PUBLISHED
 from gptjax.laws.table import Runs, short
@@ -31,6 +32,7 @@ LEAST_SIDE = 0.15  # of the weights of rows, on either side of the optimum
 SAME_BUDGET = 1.1  # C within this factor
 LOG_FLOPS = (math.log(1e3), math.log(1e40))  # where the budget of a loss is sought
 STRIDE = math.log(2)  # of log C, in the search for the ends of its interval
+WEIGHTS_OFF = 1e-6  # how far the weights of floors may add up to other than 1
 LEVEL = 1.96  # standard deviations of a normal on either side of which 2.5 % lie
 
 
@@ -77,6 +79,17 @@ class Forecast:
     stretch: float = 1.0  # by how much the spread was widened, because rolling forecasts missed by more than it
     floors: list[Floor] = field(default_factory=list)  # the valleys, from the least floor
     rolling: list[Rolling] = field(default_factory=list)  # forecasts made within the table, from the largest cut
+
+    def __post_init__(self) -> None:
+        if self.status != "ok":
+            return
+        count = len(SHAPES[self.shape].names) if self.shape in SHAPES else 0
+        whole = all(
+            np.shape(one.theta) == (count,) and np.shape(one.covariance) == (count, count)
+            and np.isfinite([*one.theta, one.weight, one.E, one.noise]).all() for one in self.floors
+        )  # fmt: skip
+        if not (count and self.floors and whole and abs(sum(one.weight for one in self.floors) - 1) < WEIGHTS_OFF):
+            raise BadInput("the forecast is ok and its floors are not those of a known shape; fit the law anew")
 
     @property
     def ok(self) -> bool:

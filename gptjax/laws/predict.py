@@ -359,11 +359,12 @@ def _columns(draws: Floats) -> tuple[Floats, Floats]:
 def _along(n_law: Any, d_law: Any, name: str, value: float) -> tuple[Any, Any, Any]:
     """Follow N* = k C^a and D* = k C^b from one of C, N, D to all three."""
     (n_coef, a), (d_coef, b) = n_law, d_law
-    if name == "flops":
-        c = value + 0 * a
-    else:
-        c = (value / n_coef) ** (1 / a) if name == "params" else (value / d_coef) ** (1 / b)
-    return n_coef * c**a, d_coef * c**b, c
+    with np.errstate(all="ignore"):  # draws that have no finite run
+        if name == "flops":
+            c = value + 0 * a
+        else:
+            c = (value / n_coef) ** (1 / a) if name == "params" else (value / d_coef) ** (1 / b)
+        return n_coef * c**a, d_coef * c**b, c
 
 
 def _optima(f: Forecaster, **given: float) -> dict[str, Floats]:

@@ -218,3 +218,35 @@ def test_forecasts_within_the_table_are_made_from_rows_that_differ():
     assert found.ok and found.rolling
     assert len({one.rows for one in found.rolling}) == len(found.rolling)
     assert all(one.times > 1 and one.measured == RUNS.loss[RUNS.run.index(one.run)] for one in found.rolling)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found.update(floors=[]),
+        lambda found: found.update(shape="hill"),
+        lambda found: found["floors"][0].update(theta=[1.0]),
+        lambda found: found["floors"][0].update(covariance=[[1.0]]),
+        lambda found: found["floors"][0].update(E=None),
+        lambda found: found["floors"][0].update(weight=2.0),
+    ],
+)
+def test_a_forecast_that_was_altered_is_one_line(tmp_path, law, change):
+    changed = json.loads(json.dumps(law))
+    change(changed["forecast"])
+    write_json(tmp_path / "law.json", changed)
+    with pytest.raises(BadInput) as refusal:
+        read_forecaster(str(tmp_path / "law.json"))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_law_of_before_forecasts_still_predicts(law):
+    old = {key: value for key, value in law.items() if key != "forecast"}
+    said = predict(forecaster(Analysis.from_json(old)), flops=1e13)
+    assert said["forms"] == said["rolling"] == [] and said["loss_from"] == "law" and said["loss_interval"]
+
+
+def test_an_optimum_beyond_all_numbers_is_one_line():
+    steep = ChinchillaLaw(A=1e-60, B=330, E=1.75, alpha=0.02, beta=0.42)
+    with pytest.raises(BadInput, match="beyond all numbers"):
+        steep.optimum(tokens=1e5)
