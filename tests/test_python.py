@@ -325,7 +325,7 @@ def test_a_law_shows_its_figures_by_name(law):
     assert isinstance(alone.plot.bootstrap(), Figure)
     with pytest.raises(BadInput, match="without its rows"):
         alone.plot.isoflop()
-    assert {"isoflop", "optimum", "contours", "profile"} <= set(dir(law.plot))
+    assert {"isoflop", "optimum", "contours", "profile", "forecast"} <= set(dir(law.plot))
 
 
 class Tags(HTMLParser):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from gptjax.errors import BadInput
-from gptjax.laws import plot, plot_doubt, report
+from gptjax.laws import plot, plot_doubt, plot_forecast, report
 from gptjax.laws.approaches import BY_NAME
 from gptjax.laws.codec import Json
 from gptjax.laws.compare import Arms
@@ -56,6 +56,13 @@ class Figures:
         rows = self._rows()
         _need(bool(self.law.isoflop and any(b.window for b in self.law.isoflop.budgets)), "no isoFLOP budget is fitted")
         return shown(plot.isoflop_parabolas(rows, self.law, narrow))
+
+    def forecast(self, narrow: bool = False) -> Figure:
+        """Draw the losses that are forecast along C, the floors they are averaged over, and the rows."""
+        rows, found = self._rows(), self.law.forecast
+        _need(bool(found and found.ok), "; ".join(found.reasons) if found else "the law has no forecast; fit it anew")
+        assert found is not None
+        return shown(plot_forecast.losses_forecast(rows, found, self.registered, self.score, narrow))
 
     def optimum(self, narrow: bool = False) -> Figure:
         """Draw N* and D* against compute by each approach, with 95 % bands."""

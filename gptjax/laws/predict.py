@@ -22,7 +22,7 @@ from gptjax.laws.uncertainty import LEVELS
 SEARCHES = 100  # draws whose optimum is found by search, where it has no closed form
 LIMITS = {"flops": (1e6, 1e40), "params": (10, 1e20), "tokens": (10, 1e25), "loss": (1e-3, 50)}
 MOST_OFF = 10  # times 6 N D: what a run of small models may cost by another count of FLOPs
-FAR_ERROR = 0.15  # of how far a law puts a loss above the optimum's: the standard deviation of its error
+FAR_ERROR = 0.15  # of how far a law puts a loss above one nearer the optimum: the standard deviation of its error
 
 
 class NoForecast(BadInput):
@@ -297,20 +297,23 @@ def _foretell(f: Forecaster, params: float, tokens: float, exact: bool, unique: 
     """Give the loss of a run of exactly (N, D), or of an optimum.
 
     Sizes farther from N* than those near the floor of the table are judged by the parametric law: it says by how much
-    their loss lies above the optimum's of the same C.
+    their loss lies above that of the farthest such size at the same C.
     """
     law = f.law if unique is None else _repeating(f, f.law, unique)
     if f.forecast is None:
         return _Said(float(law.loss(params, tokens)), _loss_interval(f, params, tokens, unique), "law")
     c = 6 * params * tokens
-    far = exact and abs(math.log(params) - f.forecast.log_optimum(c)) > f.forecast.reach
-    said: Foretold = f.forecast.at(c, params if exact and not far else None)
+    middle = f.forecast.log_optimum(c)
+    off = math.log(params) - middle
+    far = exact and abs(off) > f.forecast.reach
+    edge = math.exp(middle + math.copysign(f.forecast.reach, off)) if far else params
+    said: Foretold = f.forecast.at(c, edge if exact else None)
     shift = 0.0
     if far or unique is not None:
         _require_law(f, "a run so far from the optimum" if far else "a run that repeats data")
         shift = math.log(float(law.loss(params, tokens)) / float(f.law.loss(params, tokens)))
     if far:
-        shift += max(0.0, math.log(float(f.law.loss(params, tokens)) / f.law.optimum(flops=c).loss))
+        shift += max(0.0, math.log(float(f.law.loss(params, tokens)) / float(f.law.loss(edge, c / (6 * edge)))))
     if shift:
         said = said.shifted(shift, FAR_ERROR * abs(shift))
     low, high = said.interval()
@@ -318,7 +321,7 @@ def _foretell(f: Forecaster, params: float, tokens: float, exact: bool, unique: 
         {"form": f.forecast.shape, "floor": one.E, "floor_share": one.share, "weight": one.weight, "loss": loss}
         for one, loss in zip(f.forecast.floors, said.losses.tolist(), strict=True)
     ]
-    source = "forecast" + (" of the optimum, and the parametric law from there" if far else "")
+    source = "forecast" + (" near the optimum, and the parametric law from there" if far else "")
     return _Said(said.loss, [low, high], source, forms)
 
 

@@ -250,3 +250,18 @@ def test_an_optimum_beyond_all_numbers_is_one_line():
     steep = ChinchillaLaw(A=1e-60, B=330, E=1.75, alpha=0.02, beta=0.42)
     with pytest.raises(BadInput, match="beyond all numbers"):
         steep.optimum(tokens=1e5)
+
+
+def test_forecasts_do_not_jump_where_the_law_takes_over(law):
+    """A run a little farther from the optimum than the rows once had a lower loss than one a little nearer."""
+    f = forecaster(Analysis.from_json(law))
+    assert f.forecast
+    for c in (1e12, 3e12, 3e13):
+        middle = f.forecast.log_optimum(c)
+        for side in (-1, 1):
+            edge = [math.exp(middle + side * f.forecast.reach * share) for share in (0.999, 1.001, 1.3)]
+            near, far, farther = (predict(f, params=n, tokens=c / (6 * n)) for n in edge)
+            assert near["loss_from"] == "forecast" and far["loss_from"].startswith("forecast near the optimum, and")
+            assert far["loss"] == pytest.approx(near["loss"], rel=1e-3) and farther["loss"] > far["loss"]
+            spans = [np.diff(np.log(said["loss_interval"]))[0] for said in (near, far, farther)]
+            assert spans[1] == pytest.approx(spans[0], rel=0.02) and spans[2] >= spans[1]
