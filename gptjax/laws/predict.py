@@ -239,6 +239,8 @@ def _of_one(f: Forecaster, name: str, value: float) -> _Point:
     n_law, d_law = f.optimum
     try:
         n, d, c = _along((n_law.coef, n_law.exponent), (d_law.coef, d_law.exponent), name, value)
+        if not all(0 < one < math.inf for one in (n, d, c)):
+            raise OverflowError
     except (OverflowError, ZeroDivisionError):
         raise NoForecast(
             f"{f.name} has N* as C^{n_law.exponent:g} and D* as C^{d_law.exponent:g}, and no finite run of {name} "
@@ -270,7 +272,7 @@ def _of_loss(f: Forecaster, loss: float) -> _Point:
     spread = [math.log(end / flops) if end else side * math.inf for end, side in zip(ends, (-1, 1), strict=True)]
     normal = np.random.default_rng(0).standard_normal(len(n_draws[0])) / 1.96
     log_c = np.log(along) + np.where(normal < 0, -normal * spread[0], normal * spread[1])
-    with np.errstate(over="ignore"):  # an unbounded end
+    with np.errstate(all="ignore"):  # an unbounded end
         c = np.exp(log_c)
         n, d = (coef * c**exponent for coef, exponent in (n_draws, d_draws))
     return replace(point, drawn={"params": n, "tokens": d, "flops": c})
@@ -408,7 +410,11 @@ def serve(f: Forecaster, loss: float, inference_tokens: float) -> Json:
     if not 0 < inference_tokens <= LIMITS["tokens"][1]:
         raise BadInput(f"inference-tokens {inference_tokens:g} must be above 0 and at most {LIMITS['tokens'][1]:g}")
     _require_law(f, "the run that is cheapest to serve")
-    best = serving_optimum(f.law, loss, inference_tokens)
+    try:
+        best = serving_optimum(f.law, loss, inference_tokens)
+    except OverflowError:
+        endless = f"by {f.name} loss {loss:g} takes more tokens than numbers hold"
+        raise NoForecast(f"{endless}; ask for a higher loss") from None
     drawn = [_served(law, loss, inference_tokens) for law in f.laws[:SEARCHES]]
     result: Json = {"inference_tokens": inference_tokens, **asdict(best)}
     for name in ("params", "tokens"):
@@ -451,5 +457,5 @@ def _by_law(f: Forecaster) -> Json:
 def _served(law: Law, loss: float, inference_tokens: float) -> Served | None:
     try:
         return serving_optimum(law, loss, inference_tokens)
-    except BadInput:  # the floor of this draw is above the loss
+    except (BadInput, OverflowError):  # the floor of this draw is above the loss, or as good as
         return None

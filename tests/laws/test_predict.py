@@ -265,3 +265,26 @@ def test_forecasts_do_not_jump_where_the_law_takes_over(law):
             assert far["loss"] == pytest.approx(near["loss"], rel=1e-3) and farther["loss"] > far["loss"]
             spans = [np.diff(np.log(said["loss_interval"]))[0] for said in (near, far, farther)]
             assert spans[1] == pytest.approx(spans[0], rel=0.02) and spans[2] >= spans[1]
+
+
+@pytest.mark.parametrize("exponent", [0.0005, -0.001, 0.999])
+def test_optima_that_hardly_move_give_one_line_or_finite_runs(law, exponent):
+    bent = json.loads(json.dumps(law))
+    found = bent["approaches"]["isoflop"]
+    found |= {"a": exponent, "b": 1 - exponent, "N_coef": 1e5, "D_coef": 1 / 6e5}
+    for lines, slope in (("N", exponent), ("D", 1 - exponent)):
+        found["draws"][lines] = [[each[0], slope] for each in found["draws"][lines]]
+    f = forecaster(Analysis.from_json(bent))
+    for asked in ({"params": 10}, {"params": 1e20}, {"tokens": 1e25}, {"loss": 5.0}, {"flops": 1e40}):
+        try:
+            said = predict(f, **asked)
+        except BadInput as refusal:
+            assert "\n" not in str(refusal)
+        else:
+            assert all(0 < said[name] < math.inf for name in ("flops", "params", "tokens", "loss")), asked
+
+
+def test_a_loss_that_takes_endless_tokens_is_one_line(law):
+    flat = replace(forecaster(Analysis.from_json(law)), law=replace(LAW, beta=0.002, B=1e3), laws=())
+    with pytest.raises(BadInput, match="ask for a higher loss"):
+        serve(flat, 2.0, 1e9)
