@@ -286,5 +286,5 @@ def test_optima_that_hardly_move_give_one_line_or_finite_runs(law, exponent):
 
 def test_a_loss_that_takes_endless_tokens_is_one_line(law):
     flat = replace(forecaster(Analysis.from_json(law)), law=replace(LAW, beta=0.002, B=1e3), laws=())
-    with pytest.raises(BadInput, match="ask for (a higher|another) loss"):
+    with pytest.raises(BadInput, match=r"ask for (a higher|another) loss"):
         serve(flat, 2.0, 1e9)
