@@ -211,6 +211,9 @@ def test_a_result_goes_into_any_frame(law, tmp_path):
     assert (tmp_path / "t.csv").read_text().startswith('"approach","status","a"')
     with pytest.raises(BadInput, match="no column 'c'"):
         frame["c"]
+    for name in ("t.csv", "t.parquet"):
+        with pytest.raises(BadInput, match="cannot be written"):
+            frame.save(tmp_path / "none" / name)
 
 
 # ---- laws
@@ -289,9 +292,18 @@ def test_a_prediction_has_its_keys_as_attributes():
     }
     with pytest.raises(AttributeError, match="no 'lost'"):
         _ = said.lost
-    for wrong in ({}, {"flops": 5}, {"flops": 1e21, "loss": 2.0}, {"flops": 1e21, "device": ["abacus"]}):
-        with pytest.raises(BadInput):
+    for wrong in (
+        {},
+        {"flops": 5},
+        {"flops": "1e21"},
+        {"flops": [1e20, 1e21]},
+        {"flops": 1e21, "form": "nowhere"},
+        {"flops": 1e21, "loss": 2.0},
+        {"flops": 1e21, "device": ["abacus"]},
+    ):
+        with pytest.raises(BadInput) as refusal:
             gptjax.predict("besiroglu-2024", **wrong)
+        assert "\n" not in str(refusal.value)
     with pytest.raises(BadInput, match="no published law"):
         gptjax.predict("nobody-2024", flops=1e21)
     with pytest.raises(BadInput, match="is no law"):
@@ -313,7 +325,7 @@ def test_a_law_shows_its_figures_by_name(law):
     assert isinstance(alone.plot.bootstrap(), Figure)
     with pytest.raises(BadInput, match="without its rows"):
         alone.plot.isoflop()
-    assert {"isoflop", "optimum", "contours", "profile"} <= set(dir(law.plot))
+    assert {"isoflop", "optimum", "contours", "profile", "forecast"} <= set(dir(law.plot))
 
 
 class Tags(HTMLParser):
@@ -361,6 +373,16 @@ def test_ladders_are_compared_and_refused_alone(table):
         gptjax.compare(table)
     with pytest.raises(BadInput, match="given twice"):
         gptjax.compare("a.csv", "a.csv")
+
+
+def test_a_plan_takes_the_law_that_fit_gave(law, tmp_path):
+    law.save(tmp_path / "law.json")
+    plans = [gptjax.plan(1e22, law=one, runs=20) for one in (law, law.analysis, tmp_path / "law.json")]
+    assert len({str(one) for one in plans}) == 1 and "budget" in str(plans[0])
+    for wrong in ({"law": 3}, {"noise": "low"}, {"flops": "1e22"}, {"flops": True}):
+        with pytest.raises(BadInput) as refusal:
+            gptjax.plan(**{"flops": 1e22} | wrong)
+        assert "\n" not in str(refusal.value)
 
 
 def test_a_sweep_is_planned_as_by_its_verb(capsys, tmp_path):

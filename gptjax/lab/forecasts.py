@@ -15,6 +15,7 @@ from gptjax.lab.places import writable
 from gptjax.laws import predict as laws
 from gptjax.laws.checks import read_runs
 from gptjax.laws.codec import Json
+from gptjax.laws.fit import Choices
 from gptjax.laws.frames import Frame
 from gptjax.laws.published import PUBLISHED
 from gptjax.laws.record import Analysis
@@ -160,8 +161,8 @@ def predict(
     Raises BadInput for a law that may not forecast and for what no run can have; docs/laws.md gives the sources.
     """
     if form:
-        form_of(form)
-    source = _source_of(law)
+        Choices(form=form_of(form))
+    source = source_of(law)
     forecaster = source.forecaster(force, dict(at or {}))
     asked = {"flops": flops, "params": params, "tokens": tokens, "loss": loss, "unique_tokens": unique_tokens}
     said = laws.predict(forecaster, **asked)
@@ -189,7 +190,7 @@ def predict(
 
 
 @dataclass(frozen=True)
-class _Source:
+class LawSource:
     """A law to forecast from, as it was named."""
 
     name: str
@@ -213,13 +214,14 @@ class _Source:
         return read_runs(table) if table.is_file() else None
 
 
-def _source_of(law: FittedLaw | Analysis | str | Path) -> _Source:
+def source_of(law: FittedLaw | Analysis | str | Path) -> LawSource:
+    """Read what a law is given as: what `fit` gave, a law.json, a directory with one, or a published law's name."""
     if isinstance(law, FittedLaw):
-        return _Source(law.name, law.analysis, law, str(law.home or law.name))
+        return LawSource(law.name, law.analysis, law, str(law.home or law.name))
     if isinstance(law, Analysis):
-        return _Source("law", law, None, "")
+        return LawSource("law", law, None, "")
     if not isinstance(law, str | Path):
         raise BadInput(f"a value of type {type(law).__name__} is no law; give what fit gave, a law.json or a name")
     if str(law) in PUBLISHED:
-        return _Source(str(law), None, None, str(law))
-    return _Source(str(law), laws.read_law(str(law)), None, str(law))
+        return LawSource(str(law), None, None, str(law))
+    return LawSource(str(law), laws.read_law(str(law)), None, str(law))

@@ -19,7 +19,7 @@ from gptjax.laws.analysis import fit_all, require_law
 from gptjax.laws.approaches import BY_NAME
 from gptjax.laws.checks import read_curves, read_runs
 from gptjax.laws.codec import Json
-from gptjax.laws.fit import Choices, Estimator, Resample
+from gptjax.laws.fit import Choices, Estimator, Resample, is_whole
 from gptjax.laws.forms import Form
 from gptjax.laws.frames import runs_of_frame
 from gptjax.laws.quote import quote, read_forecast
@@ -136,7 +136,7 @@ def fit(
     if unknown := [name for name in names if name not in known]:
         raise BadInput(f"approach {unknown[0]!r} is not known; use one of {', '.join(BY_NAME)} or all")
     names = tuple(BY_NAME) if "all" in names or not names else names
-    if coverage < 0:
+    if not is_whole(coverage) or coverage < 0:
         raise BadInput(f"coverage {coverage} counts sweeps; give 0 or more")
     choices = choices_of(chosen)
     home = sweep or _sweep_of(table)

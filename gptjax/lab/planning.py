@@ -1,22 +1,25 @@
 """The next sweep, from Python as from the shell: a proposal that can be run, a design without shapes, cells to add."""
 
 import math
-import os
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from gptjax.errors import BadInput
 from gptjax.files import plain, write_file, write_json
+from gptjax.lab.fitted import FittedLaw
+from gptjax.lab.forecasts import LawSource, source_of
 from gptjax.lab.forms import form_of
 from gptjax.lab.laws import Table, read
 from gptjax.lab.places import load, writable
 from gptjax.laws.design import Design, describe_design, propose
 from gptjax.laws.extension import Extension, describe_extension, next_cells
 from gptjax.laws.frames import Frame
-from gptjax.laws.predict import Forecaster, read_forecaster, read_law
-from gptjax.laws.published import PUBLISHED
+from gptjax.laws.predict import Forecaster, published_forecaster
+from gptjax.laws.record import Analysis
 from gptjax.sweep.as_python import experiment
 from gptjax.sweep.own_text import plan_own_text
 from gptjax.sweep.plan import SweepConfig
@@ -105,7 +108,7 @@ def plan(
     seeds: int | None = None,
     workers: int | None = None,
     flops_per_second: float | None = None,
-    law: str | Path | None = None,
+    law: FittedLaw | Analysis | str | Path | None = None,
     form: str = "",
     goal: Any = "a",
     target: float | None = None,
@@ -120,26 +123,35 @@ def plan(
     With `corpus`, what `gptjax data` reads: a sweep for that text within so many minutes; `tokenizer`, `vocab`,
     `context` and `flops_per_second` (of one worker; None: measured) settle what it would choose. `seeds` trains every
     cell so often. With neither: a design without shapes worth so many FLOPs, or with a `table` of runs already done the
-    cells to add to it; a number in the place of `file` is these FLOPs. `law` places the cells, `goal` is what to know
-    best: a, or the loss or params at `target` FLOPs; `noise` is the sd of one run's log loss.
+    cells to add to it; a number in the place of `file` is these FLOPs. `law` (what `predict` takes) places the cells,
+    `goal` is what to know best: a, or the loss or params at `target` FLOPs; `noise` is the sd of one run's log loss.
     Raises BadInput where the allowance buys no sweep, with what the least one takes.
     """
-    if isinstance(file, int | float):
+    if isinstance(file, int | float | np.number) and not isinstance(file, bool):
         flops, file = float(file), None
+    numbers = {"flops": flops, "minutes": minutes, "target": target, "noise": noise}
+    for name, value in numbers.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float | np.number)):
+            raise BadInput(f"{name} {value!r} is not a number; give one")
     if form:
         form_of(form)
-    forecaster = read_forecaster(str(law), force=True) if law else None
-    doubt = f"{law} is {forecaster.forced}; the plan is as good as that law" if forecaster and forecaster.forced else ""
+    source = source_of(law) if law else None
+    forecaster = source.forecaster(force=True, held={}) if source else None
+    doubt = (
+        f"{forecaster.name} is {forecaster.forced}; the plan is as good as that law"
+        if forecaster and forecaster.forced
+        else ""
+    )
     check_allowed(file, corpus, minutes, flops)
     if file is None and corpus is None:
-        forecaster = forecaster or read_forecaster(LAW)
+        forecaster = forecaster or published_forecaster(LAW)
         sd = (forecaster.noise or 0.01) if noise is None else noise
         assert flops is not None
-        return Planned(_design(forecaster, law, flops, sd, goal, target, table, runs, cooldown), doubt)
+        return Planned(_design(forecaster, source, flops, sd, goal, target, table, runs, cooldown), doubt)
     placed: dict[str, Any] = {"goal": goal, "target_flops": target, "noise": noise or 0.01}
     if forecaster:
         sd = (forecaster.noise or 0.01) if noise is None else noise
-        placed |= {"law": forecaster.law, "law_name": str(law), "noise": sd}
+        placed |= {"law": forecaster.law, "law_name": forecaster.name, "noise": sd}
     if file is not None:
         of = "" if isinstance(file, SweepConfig) else str(file)
         base = file if isinstance(file, SweepConfig) else load(of, SweepConfig, "sweep")
@@ -165,7 +177,7 @@ def check_allowed(file: Any, corpus: Any, minutes: float | None, flops: float | 
 
 def _design(
     forecaster: Forecaster,
-    law: str | os.PathLike[str] | None,
+    source: LawSource | None,
     flops: float,
     noise: float,
     goal: Any,
@@ -179,7 +191,7 @@ def _design(
         settings: dict[str, Any] = {"target_flops": target, "cooldown": cooldown, "runs": count}
         return propose(forecaster.law, flops, noise=noise, goal=goal, **settings)
     done = read(table)
-    if law and str(law) not in PUBLISHED:
-        done = done.counted(read_law(str(law)).settings.convention)
+    if source and source.law:
+        done = done.counted(source.law.settings.convention)
     done = done.tuned()
     return next_cells(forecaster.law, done.params, done.tokens, flops, noise=noise, goal=goal, target_flops=target)

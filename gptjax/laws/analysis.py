@@ -27,6 +27,7 @@ from gptjax.laws.uncertainty import Draws, Noise, judged, noise_of_one
 OBJECTIVE = "objective"  # the column that says what a run predicts
 BAND = 60  # budgets at which the bands of N*(C) and D*(C) are given, from the least to 10x the largest
 SAME_FLOPS = 0.03  # in log: a table whose C is 6ND, as the parametric law's optimum has it
+MOST_REASONS = 4  # of one approach in a line
 LARGE = 1_000  # rows above which the tables of choices, forms and cuts, some fifty fits more, are left out
 
 
@@ -79,11 +80,19 @@ def fit_all(
 
 
 def require_law(law: Analysis) -> None:
-    """Raise BadInput, with every reason, when no approach gave a law and no learning rates were compared either."""
+    """Raise BadInput, with the reasons, when no approach gave a law and no learning rates were compared either."""
     rates = (law.hyper or {}).get("lr", {}).get("cells")
     if not rates and all(fit.a is None for fit in law.approaches.values()):
-        reasons = "; ".join(f"{name}: {reason}" for name, fit in law.approaches.items() for reason in fit.reasons)
+        reasons = "; ".join(f"{name}: {_first(fit.reasons)}" for name, fit in law.approaches.items())
         raise BadInput(f"no approach gives a law of these {law.rows} rows: {reasons}")
+
+
+def _first(reasons: list[str]) -> str:
+    """Join the first reasons of a refusal, and its last, which sums them up; a table of many budgets has dozens."""
+    if len(reasons) <= MOST_REASONS:
+        return "; ".join(reasons)
+    kept = [*reasons[: MOST_REASONS - 1], reasons[-1]]
+    return f"{'; '.join(kept)} (and {len(reasons) - len(kept)} reasons like these)"
 
 
 def _refuse_mixed(runs: Runs) -> None:

@@ -47,7 +47,10 @@ def unlike(a: Ladder, b: Ladder, metric: str) -> Iterator[str]:
         yield f"{both} are of other text ({differ}); train and evaluate both on the same corpus"
     differ = _both_known(a.of("data_digest"), b.of("data_digest"))
     if differ and not other_tokens:  # the digest is of tokens
-        yield f"{both} were evaluated on other data (data_digest {differ}); evaluate both on the same store"
+        remedy = "evaluate both on the same store"
+        if metric != "loss" and not (a.reads_by and b.reads_by):
+            remedy += ", or name each tokenizer in a column tokenizer if the text is the same"
+        yield f"{both} were evaluated on other data (data_digest {differ}); {remedy}"
     if differ := _both_known(str(a.windows or ""), str(b.windows or "")):
         yield f"{both} were evaluated on {differ} validation windows; train them with the same evaluate.sequences"
     yield from _counted_otherwise(a, b)

@@ -4,6 +4,7 @@ N is parameters, D tokens, C FLOPs. The multiplier is the compute that b needs f
 compute-optimal: below 1, b is cheaper. An end of an interval that is null is unbounded.
 """
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,12 +159,18 @@ def times_words(value: float | None, interval: Interval | None = None) -> str:
     """Write a multiplier and its interval: 0.83x (0.79 to 0.88)."""
     if value is None:
         return "never"
-    digits = 2 if value < 10 else 1 if value < 100 else 0
-    said = f"{value:.{digits}f}x"
+    said = f"{_digits(value, value)}x"
     if interval is None:
         return f"{said} (no interval)"
-    low, high = ("any number" if end is None else f"{end:.{digits}f}" for end in interval)
+    low, high = ("any number" if end is None else _digits(end, value) for end in interval)
     return f"{said} ({low} to {high})"
+
+
+def _digits(value: float, of: float) -> str:
+    """Write a number with the digits that another one has, and large or tiny ones by their power of ten."""
+    if not 0.01 <= value < 1e5:
+        return re.sub(r"e([+-])0?", lambda found: "e" + found[1].strip("+"), f"{value:.2e}")
+    return f"{value:.{2 if of < 10 else 1 if of < 100 else 0}f}"
 
 
 def verdict(pair: LadderPair) -> str:
@@ -196,10 +203,11 @@ def describe_comparison(found: Comparison) -> str:
 
 
 def _describe_pair(pair: LadderPair, unit: str) -> str:
+    wide = max(14, len(pair.a) + 7)
     lines = [
         pair.verdict,
         "",
-        f"{'C of ' + pair.a:<14}{'multiplier':<26}loss of {pair.b} less that of {pair.a}, {unit}",
+        f"{'C of ' + pair.a:<{wide}}{'multiplier':<28}loss of {pair.b} less that of {pair.a}, {unit}",
     ]
     along = pair.along
     count = len(along.C)
@@ -207,12 +215,13 @@ def _describe_pair(pair: LadderPair, unit: str) -> str:
         difference, ends = along.loss_difference[i], along.loss_difference_interval[i]
         said = "outside its compute" if difference is None else f"{difference:+.4f}"
         said += f" ({ends[0]:+.4f} to {ends[1]:+.4f})" if ends and None not in ends else ""
-        lines.append(f"{flops_words(along.C[i]):<14}{times_words(along.multiplier[i], along.interval[i]):<26}{said}")
+        times = times_words(along.multiplier[i], along.interval[i])
+        lines.append(f"{flops_words(along.C[i]):<{wide}}{times:<28}{said}")
     lines += ["", f"at C = {flops_words(pair.at)}, by"]
     for name, way in pair.ways.items():
         said = f"none: {way.reason}" if way.reason else times_words(way.multiplier, way.interval)
         rests = "" if way.reason else SAYS[name].format(count=way.count)
-        lines.append(f"  {name:<12}{said:<26}{rests}" + (" [quoted]" if name == pair.headline else ""))
+        lines.append(f"  {name:<12}{said:<28}{rests}" + (" [quoted]" if name == pair.headline else ""))
     test = pair.exponents_differ
     shared = f"alpha = {test.shared.alpha:.3g}, beta = {test.shared.beta:.3g}"
     said = "differ" if test.p < 0.05 else "are not shown to differ"

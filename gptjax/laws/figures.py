@@ -57,6 +57,13 @@ class Figures:
         _need(bool(self.law.isoflop and any(b.window for b in self.law.isoflop.budgets)), "no isoFLOP budget is fitted")
         return shown(plot.isoflop_parabolas(rows, self.law, narrow))
 
+    def forecast(self, narrow: bool = False) -> Figure:
+        """Draw the losses that are forecast along C, the floors they are averaged over, and the rows."""
+        rows, found = self._rows(), self.law.forecast
+        _need(bool(found and found.ok), "; ".join(found.reasons) if found else "the law has no forecast; fit it anew")
+        assert found is not None
+        return shown(plot_forecast.losses_forecast(rows, found, self.registered, self.score, narrow))
+
     def optimum(self, narrow: bool = False) -> Figure:
         """Draw N* and D* against compute by each approach, with 95 % bands."""
         rows = self._rows()
@@ -116,13 +123,6 @@ class Figures:
         cuts = self.law.extrapolation or []
         _need(any(c.rmse is not None or c.isoflop_N_ratio for c in cuts), NO_TABLES.format("cuts that gave a law"))
         return shown(plot_doubt.extrapolation_by_cut(self.law, narrow))
-
-    def forecast(self, narrow: bool = False) -> Figure:
-        """Draw the losses that are forecast beyond the largest budget, with their 95 % band."""
-        found = self.law.forecast
-        _need(bool(found and found.ok), "; ".join(found.reasons) if found else "the law has no forecast of losses")
-        assert found
-        return shown(plot_forecast.losses_forecast(self._rows(), found, self.registered, self.score, narrow))
 
     def prediction(self, narrow: bool = False) -> Figure:
         """Draw the held-out run of a sweep beside the runs behind the law."""

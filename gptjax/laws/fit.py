@@ -18,6 +18,11 @@ TRUSTED_FREEDOM = 6  # degrees of freedom from which a scatter about curves is b
 MAX_CELLS = 20_000_000  # draws x rows of a bootstrap whose size is left to us
 
 
+def is_whole(value: object) -> bool:
+    """Say whether a value is a whole number, and not a truth value."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 @dataclass(frozen=True)
 class Choices:
     """What an analyst chooses; the defaults are the report's. `gptjax fit` has an option for each."""
@@ -41,6 +46,8 @@ class Choices:
         for name, kind in get_type_hints(type(self)).items():
             if get_origin(kind) is Literal and getattr(self, name) not in get_args(kind):
                 raise BadInput(f"{name} {getattr(self, name)!r} is not known; use one of {', '.join(get_args(kind))}")
+            if kind is int and not is_whole(getattr(self, name)):
+                raise BadInput(f"{name} {getattr(self, name)!r} is not a whole number; give one")
         if isinstance(self.form, str) and self.form not in FORMS:
             known = ", ".join(map(repr, FORMS))
             raise BadInput(f"form {self.form!r} is not known; use one of {known}, or give the file that makes it")

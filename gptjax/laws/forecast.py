@@ -7,15 +7,18 @@ compute within the table, and scored there: `rolling`.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtr, stdtrit
 
-from gptjax.laws.law import Floats
+from gptjax.errors import BadInput
+from gptjax.laws.law import Floats, PowerLaw
 from gptjax.laws.published import PUBLISHED
 from gptjax.laws.table import Runs, short
+from gptjax.laws.uncertainty import LEVELS
 from gptjax.laws.valley import CHINCHILLA_SHAPE, FEWEST, SHAPES, VALLEY, Fitted, fit_shape, nearness
 
 SHARES = 1 - np.geomspace(1, 0.1, 11)  # E over the least loss
@@ -29,6 +32,8 @@ BELIEVED = 2.0  # rolling forecasts' worth of trust that the spread is right bef
 LEAST_SIDE = 0.15  # of the weights of rows, on either side of the optimum
 SAME_BUDGET = 1.1  # C within this factor
 LOG_FLOPS = (math.log(1e3), math.log(1e40))  # where the budget of a loss is sought
+STRIDE = math.log(2)  # of log C, in the search for the ends of its interval
+WEIGHTS_OFF = 1e-6  # how far the weights of floors may add up to other than 1
 LEVEL = 1.96  # standard deviations of a normal on either side of which 2.5 % lie
 
 
@@ -76,6 +81,17 @@ class Forecast:
     floors: list[Floor] = field(default_factory=list)  # from the least to the largest
     rolling: list[Rolling] = field(default_factory=list)  # forecasts made within the table, from the largest cut
 
+    def __post_init__(self) -> None:
+        if self.status != "ok":
+            return
+        count = len(SHAPES[self.shape].names) if self.shape in SHAPES else 0
+        whole = all(
+            np.shape(one.theta) == (count,) and np.shape(one.covariance) == (count, count)
+            and np.isfinite([*one.theta, one.weight, one.E, one.noise]).all() for one in self.floors
+        )  # fmt: skip
+        if not (count and self.floors and whole and abs(sum(one.weight for one in self.floors) - 1) < WEIGHTS_OFF):
+            raise BadInput("the forecast is ok and its floors are not those of a known shape; fit the law anew")
+
     @property
     def ok(self) -> bool:
         return self.status == "ok"
@@ -102,21 +118,52 @@ class Forecast:
         """Give log N* of a C = 6ND, averaged over the floors."""
         return float(np.array([one.weight for one in self.floors]) @ self._fitted.log_optimum(np.log([flops]))[:, 0])
 
-    def flops_of(self, loss: float) -> tuple[float | None, list[float | None]]:
-        """Give the C = 6ND at which the compute-optimal loss is this, and its 95 % interval; None where none is found.
+    def power_laws(self) -> tuple[PowerLaw, PowerLaw]:
+        """Give N* = k C^a and D* of C = 6ND, averaged over the floors."""
+        low, high = self.top - 1.0, self.top
+        a = self.log_optimum(math.exp(high)) - self.log_optimum(math.exp(low))
+        log_k = self.log_optimum(math.exp(high)) - a * high
+        return PowerLaw(math.exp(log_k), a), PowerLaw(math.exp(-math.log(6) - log_k), 1 - a)
 
-        The interval is of the C at which the band of losses, without the noise of a run, holds this loss.
+    def optimum_draws(self, draws: int) -> tuple[Floats, Floats]:
+        """Draw log k and a of N* and of D* (draws, 2), of the doubt of each floor and of which it is."""
+        rng, fitted = np.random.default_rng(0), self._fitted
+        which = rng.choice(len(self.floors), draws, p=[one.weight for one in self.floors])
+        normal = rng.standard_normal((draws, fitted.theta.shape[1]))
+        roots = np.linalg.cholesky(fitted.information + 1e-12 * np.eye(fitted.theta.shape[1]))
+        theta = fitted.theta[which] + np.einsum("dij,dj->di", roots[which], normal)
+        ends = np.array([self.top - 1.0, self.top])
+        log_n = fitted.shape.optimum(theta.T[:, :, None], ends - self.log_flops) + self.log_params
+        a = log_n[:, 1] - log_n[:, 0]
+        log_k = log_n[:, 1] - a * ends[1]
+        return np.stack([log_k, a], axis=1), np.stack([-math.log(6) - log_k, 1 - a], axis=1)
+
+    def flops_of(self, loss: float, params_at: Callable[[float], float]) -> tuple[float | None, list[float | None]]:
+        """Give the C = 6ND at which the loss of the size `params_at` C is this, and its 95 % interval; None: none is.
+
+        The interval is of the C about it at which the band of losses, without the noise of a run, holds this loss. The
+        band may come to hold it again much farther off, where it is as wide as to say nothing.
         """
 
-        def found(side: int | None) -> float | None:
-            def above(x: float) -> float:
-                said = self.at(math.exp(x), noisy=False)
-                return (said.loss if side is None else said.interval()[side]) - loss
+        def above(x: float, level: float | None = None) -> float:
+            said = self.at(math.exp(x), params_at(math.exp(x)), noisy=False)
+            return (said.log_loss if level is None else said.quantile(level)) - math.log(loss)
 
-            low, high = above(LOG_FLOPS[0]), above(LOG_FLOPS[1])
-            return math.exp(brentq(above, *LOG_FLOPS, xtol=1e-9)) if low > 0 > high else None
+        if not above(LOG_FLOPS[0]) > 0 > above(LOG_FLOPS[1]):
+            return None, [None, None]
+        best = brentq(above, *LOG_FLOPS, xtol=1e-9)
+        ends: list[float | None] = []
+        for level, limit in zip(LEVELS, LOG_FLOPS, strict=True):
+            path = [best + math.copysign(i * STRIDE, limit - best) for i in range(int(abs(limit - best) / STRIDE) + 1)]
+            out = (i for i, x in enumerate(path) if above(x, level) * (limit - best) < 0)
+            first = next(out, None)
+            ends.append(math.exp(brentq(above, path[first - 1], path[first], (level,), 1e-9)) if first else None)
+        return math.exp(best), ends
 
-        return found(None), [found(0), found(1)]
+    def within_reach(self, flops: float, params: float) -> float:
+        """Give the size nearest to this that the rows near the floor reach at this C."""
+        middle = self.log_optimum(flops)
+        return math.exp(min(max(math.log(params), middle - self.reach), middle + self.reach))
 
     @property
     def _fitted(self) -> Fitted:
@@ -152,10 +199,12 @@ class Foretold:
 
     def interval(self) -> tuple[float, float]:
         """Give the 95 % interval of the loss."""
-        low, high = (self._quantile(level) for level in (0.025, 0.975))
-        return math.exp(low), math.exp(high)
+        with np.errstate(over="ignore"):  # an end beyond all numbers is infinite
+            low, high = (float(np.exp(self.quantile(level))) for level in LEVELS)
+        return low, high
 
-    def _quantile(self, level: float) -> float:
+    def quantile(self, level: float) -> float:
+        """Give the log loss below which the forecast puts this share."""
         ends = (self.means - 9 * self.spread).min(), (self.means + 9 * self.spread).max()
         return brentq(lambda y: float(self.weights @ ndtr((y - self.means) / self.spread)) - level, *ends, xtol=1e-9)
 
@@ -169,8 +218,7 @@ def forecast(runs: Runs) -> Forecast:
     top = np.flatnonzero(x > x.max() - math.log(SAME_BUDGET))
     best = top[y[top].argmin()]
     rolling, misses = [], []
-    for cut in CUTS:
-        early = x <= x[best] - math.log(cut) + 1e-9
+    for early in {mask.tobytes(): mask for mask in (x <= x[best] - math.log(cut) + 1e-9 for cut in CUTS)}.values():
         part = _fit(n[early], x[early], y[early])
         if part.ok:
             said = part.at(math.exp(x[best]), float(runs.params[best]))
@@ -212,7 +260,7 @@ def _fit(n: Floats, x: Floats, y: Floats) -> Forecast:
         for i in range(len(E))
     ]  # fmt: skip
     middle = weight @ fitted.log_optimum(x)
-    reach = float(np.abs(n - middle)[weights > math.exp(-1)].max())
+    reach = float(np.abs(n - middle)[weights >= min(math.exp(-1), weights.max())].max())
     return Forecast("ok", [], shape.name, rows, *fitted.centre, float(x.max()), reach, freedom, 1.0, floors)
 
 

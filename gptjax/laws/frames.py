@@ -1,6 +1,7 @@
 """Data frames to runs, and results to data frames, by Arrow's protocols alone: pandas and polars are not required."""
 
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -133,11 +134,15 @@ class Frame:
         return self.arrow.to_pylist()
 
     def save(self, path: str | Path) -> None:
-        """Write it as CSV or, to a name that ends in .parquet, as parquet."""
+        """Write it as CSV or, to a name that ends in .parquet, as parquet; BadInput where the path takes no file."""
         from pyarrow import csv, parquet
 
         write = parquet.write_table if Path(path).suffix == ".parquet" else csv.write_csv
-        write(self.arrow, str(path))
+        try:
+            write(self.arrow, str(path))
+        except OSError as error:
+            why = os.strerror(error.errno) if error.errno else error
+            raise BadInput(f"{path} cannot be written ({why}); choose a file in a directory that is there") from None
 
     def _shown(self) -> tuple[list[list[str]], str]:
         """Give the cells that are printed, and what says that there are more."""

@@ -80,9 +80,9 @@ def compare_ladders(
     names = [ladder.name for ladder in ladders]
     if twice := [name for name in names if names.count(name) > 1]:
         raise BadInput(f"two ladders are named {twice[0]!r}; give each its own name")
+    choices = Choices(convention=convention, bootstrap=bootstrap, seed=seed)
     if 0 < bootstrap < MIN_DRAWS:
         raise BadInput(f"{bootstrap} draws give no interval: a 95 % interval needs {MIN_DRAWS} draws or more")
-    choices = Choices(convention=convention, bootstrap=bootstrap, seed=seed)
     draws = choices.draws(max(len(ladder.runs) for ladder in ladders))
     faults: dict[str, str] = {}
     counted: dict[str, Ladder] = {}

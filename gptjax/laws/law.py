@@ -99,8 +99,13 @@ class Law(ABC):
         ((name, value),) = known.items()
         if not (value > 0 and math.isfinite(value)):
             raise BadInput(f"{name} {value:g} is not a finite positive number; give one")
-        flops = value if name == "flops" else self._optimal_flops(name, value)
-        n = self._optimal_params(flops)
+        try:
+            flops = value if name == "flops" else self._optimal_flops(name, value)
+            n = self._optimal_params(flops)
+        except (OverflowError, ZeroDivisionError):
+            flops = n = math.inf
+        if not (n > 0 and math.isfinite(n) and math.isfinite(flops)):
+            raise BadInput(f"the law's optimum of {name} {value:g} is beyond all numbers; ask for another {name}")
         d = flops / (6 * n)
         return Optimum(n, d, flops, float(self.loss(n, d)))
 

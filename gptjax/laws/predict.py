@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from gptjax.errors import BadInput
 from gptjax.files import plain
 from gptjax.laws.codec import Json
 from gptjax.laws.fit import MIN_DRAWS
-from gptjax.laws.forecast import Forecast, Foretold
+from gptjax.laws.forecast import LOG_FLOPS, Forecast, Foretold
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.law import Floats, Law, Optimum, PowerLaw
 from gptjax.laws.published import PUBLISHED, DataConstrainedLaw, Served, serving_optimum
@@ -23,7 +24,8 @@ SEARCHES = 100  # draws whose optimum is found by search, where it has no closed
 LIMITS = {"flops": (1e6, 1e40), "params": (10, 1e20), "tokens": (10, 1e25), "loss": (1e-3, 50)}
 MOST_OFF = 10  # times 6 N D: what a run of small models may cost by another count of FLOPs
 LEAST_SPAN = 10.0  # times the largest budget, up to which a forecast is taken for one of the rows
-FAR_ERROR = 0.15  # of how far a law puts a loss above the optimum's: the standard deviation of its error
+MIXED = 1000  # draws of N* and D* where the forecast gives them
+FAR_ERROR = 0.15  # of how far a law puts a loss above one nearer the optimum: the standard deviation of its error
 
 
 class NoForecast(BadInput):
@@ -34,10 +36,10 @@ class NoForecast(BadInput):
 class Forecaster:
     """A law that may forecast; drawn laws, and draws (k, 2) of log k, a of N* and D*, tell its doubt.
 
-    N* and D* of a budget come from `optimum` where it is there (an isoFLOP fit, or a law whose optima are power laws),
-    else from the law. Losses come from `forecast` where it is there, else from the law. A published law has no draws
-    and no rows. `noise` is the standard deviation of one run's log loss about the law. `held` are the values of the
-    columns that the law reads besides N and D.
+    N* and D* of a budget come from `optimum` where it is there (an isoFLOP fit, the floor of the forecast, or a law
+    whose optima are power laws), else from the law. Losses come from `forecast` where it is there, else from the law.
+    A published law has no draws and no rows. `noise` is the standard deviation of one run's log loss about the law.
+    `held` are the values of the columns that the law reads besides N and D.
     """
 
     name: str
@@ -96,6 +98,7 @@ def forecaster(
     form = law.settings.law_form
     best: Found = law.isoflop if law.isoflop and law.isoflop.ok else fitted
     source = "parametric" if best is fitted else "isoflop"
+    forecast = law.forecast if law.forecast and law.forecast.ok else None
     values = _held(fitted.held, held or {})
     enough = max(MIN_DRAWS, law.settings.bootstrap / 2)  # fewer draws that gave a law are no sample of its doubt
     n_draws, d_draws = (np.array(lines, float).reshape(-1, 2) for lines in (best.draws.N, best.draws.D))
@@ -106,13 +109,16 @@ def forecaster(
     optimum = None
     if (source == "isoflop" or own.closed) and None not in (best.N_coef, best.a, best.D_coef, best.b):
         optimum = PowerLaw(best.N_coef, best.a), PowerLaw(best.D_coef, best.b)  # type: ignore[arg-type]
+    draws = (n_draws, d_draws) if len(n_draws) >= enough else (n_draws[:0], d_draws[:0])
+    if source == "parametric" and forecast and forecast.shape == "valley":  # the floor is seen, and its N* with it
+        source, optimum, draws = "forecast", forecast.power_laws(), forecast.optimum_draws(MIXED)
     return Forecaster(
         name=name,
         law=own,
         laws=tuple(each.held(values) for each in drawn if isinstance(each, Law)),
         noise=fitted.noise or 0.0,
         optimum=optimum,
-        optimum_draws=(n_draws, d_draws) if len(n_draws) >= enough else (n_draws[:0], d_draws[:0]),
+        optimum_draws=draws,
         source=source,
         convention=law.convention,
         rows=law.rows,
@@ -120,7 +126,7 @@ def forecaster(
         forced="" if sound and not force else trouble,
         unsound=trouble if sound and not force else "",
         held=values,
-        forecast=law.forecast if law.forecast and law.forecast.ok else None,
+        forecast=forecast,
     )
 
 
@@ -153,6 +159,8 @@ def predict(
     asked = {"flops": flops, "params": params, "tokens": tokens, "loss": loss}
     given = {name: value for name, value in asked.items() if value is not None}
     for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+            raise BadInput(f"{name} {value!r} is not one number; ask for each run by itself, as {name}=1e9")
         low, high = LIMITS[name]
         if not low <= value <= high:
             raise BadInput(f"{name} {value:g} is not within {low:g} to {high:g}; give a run's {name}")
@@ -251,6 +259,8 @@ def _of_one(f: Forecaster, name: str, value: float) -> _Point:
     n_law, d_law = f.optimum
     try:
         n, d, c = _along((n_law.coef, n_law.exponent), (d_law.coef, d_law.exponent), name, value)
+        if not all(0 < one < math.inf for one in (n, d, c)):
+            raise OverflowError
     except (OverflowError, ZeroDivisionError):
         raise NoForecast(
             f"{f.name} has N* as C^{n_law.exponent:g} and D* as C^{d_law.exponent:g}, and no finite run of {name} "
@@ -262,14 +272,16 @@ def _of_one(f: Forecaster, name: str, value: float) -> _Point:
 
 
 def _of_loss(f: Forecaster, loss: float) -> _Point:
-    """Find the compute-optimal run of a loss: the C at which the forecast is this, and N* and D* there."""
+    """Find the compute-optimal run of a loss: the C at which the forecast of N* is this, and N* and D* there."""
     if f.forecast is None:
         best = f.law.optimum(loss=loss)
         return _Point(best.params, best.tokens, best.flops, "parametric" if f.rows else f.source, _optima(f, loss=loss))
-    flops, ends = f.forecast.flops_of(loss)
+    flops, ends = f.forecast.flops_of(loss, partial(_best_size, f))
     if flops is None:
-        raise BadInput(f"no compute-optimal run is forecast to have loss {loss:g}; ask for a higher loss, or for one "
-                       "below ln of the vocabulary")  # fmt: skip
+        limits = [math.exp(end) for end in LOG_FLOPS]
+        highest, lowest = (f.forecast.at(c, _best_size(f, c)).loss for c in limits)
+        raise BadInput(f"no compute-optimal run is forecast to have loss {loss:g}: from {limits[0]:g} to {limits[1]:g} "
+                       f"FLOPs losses fall from {highest:.3g} to {lowest:.3g}; ask for one between them")  # fmt: skip
     along = _counted_along(f, flops)
     point = _of_one(f, "flops", along)
     if not point.drawn:
@@ -280,10 +292,23 @@ def _of_loss(f: Forecaster, loss: float) -> _Point:
     spread = [math.log(end / flops) if end else side * math.inf for end, side in zip(ends, (-1, 1), strict=True)]
     normal = np.random.default_rng(0).standard_normal(len(n_draws[0])) / 1.96
     log_c = np.log(along) + np.where(normal < 0, -normal * spread[0], normal * spread[1])
-    with np.errstate(over="ignore"):  # an unbounded end
+    with np.errstate(all="ignore"):  # an unbounded end
         c = np.exp(log_c)
         n, d = (coef * c**exponent for coef, exponent in (n_draws, d_draws))
     return replace(point, drawn={"params": n, "tokens": d, "flops": c})
+
+
+def _best_size(f: Forecaster, flops: float) -> float:
+    """Give the N that is named for a C = 6ND, as far as the rows near the floor reach."""
+    assert f.forecast
+    if f.optimum is None:
+        best = f.law.optimum(flops=flops).params
+    else:
+        try:
+            best = float(f.optimum[0](_counted_along(f, flops)))
+        except OverflowError:
+            best = math.inf
+    return f.forecast.within_reach(flops, min(max(best, 1e-300), 1e300))
 
 
 def _require_law(f: Forecaster, what: str) -> None:
@@ -307,20 +332,21 @@ def _foretell(f: Forecaster, params: float, tokens: float, exact: bool, unique: 
     """Give the loss of a run of exactly (N, D), or of an optimum.
 
     Sizes farther from N* than those near the floor of the table are judged by the parametric law: it says by how much
-    their loss lies above the optimum's of the same C.
+    their loss lies above that of the farthest such size at the same C.
     """
     law = f.law if unique is None else _repeating(f, f.law, unique)
     if f.forecast is None:
         return _Said(float(law.loss(params, tokens)), _loss_interval(f, params, tokens, unique), "law")
     c = 6 * params * tokens
-    far = exact and abs(math.log(params) - f.forecast.log_optimum(c)) > f.forecast.reach
-    said: Foretold = f.forecast.at(c, params if exact and not far else None)
+    edge = f.forecast.within_reach(c, params)
+    far = exact and not math.isclose(edge, params, rel_tol=1e-9)
+    said: Foretold = f.forecast.at(c, edge)
     shift = 0.0
     if far or unique is not None:
         _require_law(f, "a run so far from the optimum" if far else "a run that repeats data")
         shift = math.log(float(law.loss(params, tokens)) / float(f.law.loss(params, tokens)))
     if far:
-        shift += max(0.0, math.log(float(f.law.loss(params, tokens)) / f.law.optimum(flops=c).loss))
+        shift += max(0.0, math.log(float(f.law.loss(params, tokens)) / float(f.law.loss(edge, c / (6 * edge)))))
     if shift:
         said = said.shifted(shift, FAR_ERROR * abs(shift))
     low, high = said.interval()
@@ -328,7 +354,7 @@ def _foretell(f: Forecaster, params: float, tokens: float, exact: bool, unique: 
         {"form": f.forecast.shape, "floor": one.E, "floor_share": one.share, "weight": one.weight, "loss": loss}
         for one, loss in zip(f.forecast.floors, said.losses.tolist(), strict=True)
     ]
-    source = "forecast" + (" of the optimum, and the parametric law from there" if far else "")
+    source = "forecast" + (" near the optimum, and the parametric law from there" if far else "")
     return _Said(said.loss, [low, high], source, forms)
 
 
@@ -351,9 +377,8 @@ def describe(said: Json) -> str:
         text = f"{said[key]:.{digits}g} {units.get(label, '')}{span}"
         lines.append(f"{label:<10}{re.sub(r'e[+]0?', 'e', text)}".rstrip())
     if said.get("times_largest_flops"):
-        lines.append(
-            f"{'beyond':<10}{said['times_largest_flops']:.3g} times the largest budget of its {said['rows']} rows"
-        )
+        times = re.sub(r"e[+]0?", "e", f"{said['times_largest_flops']:.3g}")
+        lines.append(f"{'beyond':<10}{times} times the largest budget of its {said['rows']} rows")
     if said.get("caution"):
         lines.append(f"{'CAUTION':<10}{said['caution']}")
     if "optimum_from" in said:
@@ -372,11 +397,12 @@ def _columns(draws: Floats) -> tuple[Floats, Floats]:
 def _along(n_law: Any, d_law: Any, name: str, value: float) -> tuple[Any, Any, Any]:
     """Follow N* = k C^a and D* = k C^b from one of C, N, D to all three."""
     (n_coef, a), (d_coef, b) = n_law, d_law
-    if name == "flops":
-        c = value + 0 * a
-    else:
-        c = (value / n_coef) ** (1 / a) if name == "params" else (value / d_coef) ** (1 / b)
-    return n_coef * c**a, d_coef * c**b, c
+    with np.errstate(all="ignore"):  # draws that have no finite run
+        if name == "flops":
+            c = value + 0 * a
+        else:
+            c = (value / n_coef) ** (1 / a) if name == "params" else (value / d_coef) ** (1 / b)
+        return n_coef * c**a, d_coef * c**b, c
 
 
 def _optima(f: Forecaster, **given: float) -> dict[str, Floats]:
@@ -397,7 +423,7 @@ def _interval(drawn: Floats) -> list[float | None] | None:
     """Give the 95 % interval of draws; an end beyond all numbers is None."""
     if not len(drawn):
         return None
-    ordered = np.sort(np.nan_to_num(drawn, nan=np.inf))
+    ordered = np.sort(np.where(np.isnan(drawn), np.inf, drawn))
     ends = [float(ordered[round(level * (len(ordered) - 1))]) for level in LEVELS]
     return [end if math.isfinite(end) else None for end in ends]
 
@@ -417,7 +443,11 @@ def serve(f: Forecaster, loss: float, inference_tokens: float) -> Json:
     if not 0 < inference_tokens <= LIMITS["tokens"][1]:
         raise BadInput(f"inference-tokens {inference_tokens:g} must be above 0 and at most {LIMITS['tokens'][1]:g}")
     _require_law(f, "the run that is cheapest to serve")
-    best = serving_optimum(f.law, loss, inference_tokens)
+    try:
+        best = serving_optimum(f.law, loss, inference_tokens)
+    except OverflowError:
+        endless = f"by {f.name} loss {loss:g} takes more tokens than numbers hold"
+        raise NoForecast(f"{endless}; ask for a higher loss") from None
     drawn = [_served(law, loss, inference_tokens) for law in f.laws[:SEARCHES]]
     result: Json = {"inference_tokens": inference_tokens, **asdict(best)}
     for name in ("params", "tokens"):
@@ -460,5 +490,5 @@ def _by_law(f: Forecaster) -> Json:
 def _served(law: Law, loss: float, inference_tokens: float) -> Served | None:
     try:
         return serving_optimum(law, loss, inference_tokens)
-    except BadInput:  # the floor of this draw is above the loss
+    except (BadInput, OverflowError):  # the floor of this draw is above the loss, or as good as
         return None

@@ -49,6 +49,8 @@ def points_of(runs: Runs) -> Points:
         at.append(np.stack([np.exp(inside), *(parts[-1][1] @ column[part.rows] for column in (log_c, log_d))]))
     unread = np.setdiff1d(np.arange(len(runs)), np.concatenate([part.rows for part in slices]))
     params, along_c, along_d = np.hstack(at)
+    if not len(params):  # as where D/N is one number: no budget spans a step
+        return Points(runs.params, log_c, log_d)
     return Points(params, along_c, along_d, tuple(parts), tuple(unread.tolist()))
 
 

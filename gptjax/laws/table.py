@@ -130,10 +130,11 @@ class Runs:
         values = self.cells.get(name)
         if values is None and name in self.facts and not np.isnan(self.facts[name]).all():
             values = np.array([f"{value:g}" for value in self.facts[name]])
+        if values is None and name == "seed" and any(self.seed):
+            values = np.array(self.seed)
         if values is None:
-            raise BadInput(
-                f"the table has no column {name!r} to part runs by; it has {', '.join(self.cells) or 'none'}"
-            )
+            known = [*self.cells, *(fact for fact, column in self.facts.items() if not np.isnan(column).all())]
+            raise BadInput(f"the table has no column {name!r} to part runs by; it has {', '.join(known) or 'none'}")
         return {str(value): self.take(np.flatnonzero(values == value)) for value in np.unique(values)}
 
     def take(self, index: NDArray[np.int_]) -> "Runs":

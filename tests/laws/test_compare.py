@@ -12,7 +12,7 @@ from scipy import stats
 from gptjax.cli import main
 from gptjax.errors import BadInput
 from gptjax.laws.comparable import Ladder
-from gptjax.laws.comparison import Comparison, describe_comparison
+from gptjax.laws.comparison import Comparison, _describe_pair, describe_comparison, times_words
 from gptjax.laws.exponents import share_exponents
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.ladders import compare_ladders
@@ -273,7 +273,8 @@ def test_a_comparison_is_read_back_and_drawn():
 @pytest.mark.parametrize(
     ("count", "settings", "words"),
     [(1, {}, "takes two or more"), (2, {"metric": "ppl"}, "use one of loss, bits_per_byte"),
-     (2, {"bootstrap": 9}, "needs 40 draws"), (3, {}, "two ladders are named 'a'")],
+     (2, {"bootstrap": 9}, "needs 40 draws"), (2, {"bootstrap": "9"}, "bootstrap '9' is not a whole number"),
+     (2, {"seed": 1.5}, "not a whole"), (3, {}, "two ladders are named 'a'")],
 )  # fmt: skip
 def test_bad_settings_are_said(count, settings, words):
     ladders = [Ladder("a", PAIR[0]), Ladder("b", PAIR[1]), Ladder("a", PAIR[1])][:count]
@@ -327,3 +328,30 @@ def test_what_a_sweep_says_of_itself_is_read(tmp_path, capsys):
         main(["compare", str(tmp_path / "one"), str(tmp_path / "two")])
     error = capsys.readouterr().err
     assert "tokenizers sentencepiece:512 and bytes" in error and "--metric bits_per_byte" in error
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "words"),
+    [(0.834, (0.79, 0.88), "0.83x (0.79 to 0.88)"), (37, (30.04, None), "37.0x (30.0 to any number)"),
+     (3.7e7, (3.4e7, 4e7), "3.70e7x (3.40e7 to 4.00e7)"), (2e-7, (0.0, 3e-7), "2.00e-7x (0.00e0 to 3.00e-7)")],
+)  # fmt: skip
+def test_multipliers_of_any_size_are_short(value, interval, words):
+    assert times_words(value, interval) == words
+
+
+def test_a_long_name_keeps_its_table_in_columns():
+    pair = replace(compared(*PAIR), a="a-ladder-of-a-long-name")
+    lines = _describe_pair(pair, "nats a token").splitlines()
+    head = next(i for i, line in enumerate(lines) if line.startswith("C of a-ladder-of-a-long-name "))
+    column = lines[head].index("multiplier")
+    for line in lines[head + 1 : head + 6]:
+        assert line[column - 1] == " " and line[column].isdigit(), line
+
+
+def test_the_seeds_of_a_table_are_its_ladders_too():
+    half = len(PAIR[0]) // 2
+    runs = replace(PAIR[0], seed=("0",) * half + ("1",) * (len(PAIR[0]) - half), cells={})
+    parted = runs.arms("seed")
+    assert list(parted) == ["0", "1"] and len(parted["0"]) == half
+    with pytest.raises(BadInput, match="no column 'hue' to part runs by; it has"):
+        runs.arms("hue")

@@ -7,6 +7,7 @@ import pytest
 
 from gptjax.laws.envelope import LATE, envelope, refit_finished, smooth
 from gptjax.laws.forms import ChinchillaLaw
+from gptjax.laws.simulate import simulate
 from gptjax.laws.smoothed import points_of
 from gptjax.laws.table import Curve, Runs
 
@@ -183,3 +184,11 @@ def test_smoothing_a_budget_keeps_a_parabola_and_lists_budgets_of_few_sizes():
     assert points.log_d + np.log(6 * points.params) == pytest.approx(points.log_c)
     fewer = envelope(runs.take(np.r_[0:7, 7:14, 15:17]))
     assert [drop.run for drop in fewer.dropped if "too few sizes" in drop.reason] == ["15", "16"]
+
+
+def test_runs_of_one_ratio_are_refused_and_no_error_of_ours():
+    """Tables of D = 20 N have many sizes, one budget each, and no budget that spans sizes."""
+    law = ChinchillaLaw(A=45, B=330, E=1.75, alpha=0.37, beta=0.42)
+    params = 10 ** np.random.default_rng(30).uniform(4, 7, 53)
+    fit = envelope(simulate(law, params, 20 * params, noise=0.002, seed=0))
+    assert fit.status == "refused" and fit.reasons

@@ -103,6 +103,11 @@ def test_what_cannot_be_known_is_refused_or_degenerate():
     assert {fit.status for fit in whole.approaches.values()} == {"refused"}
     with pytest.raises(BadInput, match="no approach gives a law of these"):
         require_law(whole)
+    line = np.geomspace(1e4, 1e7, 40)  # dozens of budgets of one size
+    with pytest.raises(BadInput, match=r"reasons like these\)") as refusal:
+        one_ratio = simulate(PLANTED, line, 20 * line, noise=0.01, seed=0)
+        require_law(fit_all(one_ratio, Choices(bootstrap=10), tables=False))
+    assert len(str(refusal.value)) < 1000 and "budgets have an optimum and a power law needs 2" in str(refusal.value)
     one_budget = runs.take(np.flatnonzero(np.isclose(runs.flops, runs.flops[0])))
     assert len(one_budget) == 7 and "add a budget" in parametric(one_budget).reasons[0]
     rising = parametric(replace(runs, loss=3 * runs.params**0.05))

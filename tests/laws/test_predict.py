@@ -11,6 +11,7 @@ from gptjax.errors import BadInput
 from gptjax.files import write_json
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.fit import Choices
+from gptjax.laws.forecast import forecast
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.predict import (
     NoForecast,
@@ -177,3 +178,113 @@ def test_a_held_out_run_that_missed_is_said_with_the_next_prediction(tmp_path):
         assert said in held_out_miss(str(tmp_path)) and bool(held_out_miss(str(tmp_path))) == bool(said)
     path.unlink()
     assert held_out_miss(str(tmp_path)) == held_out_miss("besiroglu-2024") == ""
+
+
+def test_the_compute_of_a_loss_lies_between_the_ends_at_which_its_band_holds_it(law):
+    f = forecaster(Analysis.from_json(law))
+    assert f.forecast
+    for flops in (1e12, 1e13, 3e13):
+        at = f.forecast.at(flops, noisy=False)
+        found, (low, high) = f.forecast.flops_of(at.loss, lambda c: math.exp(forecast.log_optimum(c)))
+        assert found == pytest.approx(flops, rel=1e-6) and low and high and low < flops < high
+        assert f.forecast.at(low, noisy=False).interval()[0] == pytest.approx(at.loss, rel=1e-6)
+        assert f.forecast.at(high, noisy=False).interval()[1] == pytest.approx(at.loss, rel=1e-6)
+    far = predict(f, loss=predict(f, flops=1e20)["loss"])  # the band never leaves it
+    assert far["flops_interval"][1] is None and far["params_interval"][1] is None
+    assert "unbounded" in describe(far) and "e308" not in describe(far)
+
+
+@pytest.mark.parametrize("rows", [9, 30])
+@pytest.mark.parametrize("kind", ["scattered", "rising", "alike", "repeated"])
+def test_a_table_that_says_little_gives_a_forecast_within_its_interval_or_none(kind, rows):
+    """A descent that left the losses above 0 once had the weight to forecast e^-277, and noise left no row to reach."""
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        params, tokens = 10 ** rng.uniform(4, 7, rows), 10 ** rng.uniform(6, 9, rows)
+        loss = {"rising": 2 * params**0.05, "alike": np.full(rows, 2.5)}.get(kind, LAW.loss(params, tokens))
+        if kind == "repeated":
+            params, tokens, loss = (np.tile(column, 3) for column in (params, tokens, loss))
+        noisy = np.exp(0.05 * rng.standard_normal(len(params)))
+        found = forecast(replace(simulate(LAW, params, tokens, noise=0, seed=0), loss=loss * noisy))
+        for flops in (1e8, 1e14, 1e16, 1e40) if found.ok else ():
+            said = found.at(flops)
+            low, high = said.interval()
+            assert low <= said.loss <= high, (kind, seed, flops)
+        assert found.ok or found.reasons
+
+
+def test_forecasts_within_the_table_are_made_from_rows_that_differ():
+    found = forecast(RUNS)  # budgets 1e11, 3e11, 1e12 and 3e12: no row lies between 3e12 / 5 and 3e12 / 2.5
+    assert found.ok and found.rolling
+    assert len({one.rows for one in found.rolling}) == len(found.rolling)
+    assert all(one.times > 1 and one.measured == RUNS.loss[RUNS.run.index(one.run)] for one in found.rolling)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: found.update(floors=[]),
+        lambda found: found.update(shape="hill"),
+        lambda found: found["floors"][0].update(theta=[1.0]),
+        lambda found: found["floors"][0].update(covariance=[[1.0]]),
+        lambda found: found["floors"][0].update(E=None),
+        lambda found: found["floors"][0].update(weight=2.0),
+    ],
+)
+def test_a_forecast_that_was_altered_is_one_line(tmp_path, law, change):
+    changed = json.loads(json.dumps(law))
+    change(changed["forecast"])
+    write_json(tmp_path / "law.json", changed)
+    with pytest.raises(BadInput) as refusal:
+        read_forecaster(str(tmp_path / "law.json"))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_law_of_before_forecasts_still_predicts(law):
+    old = {key: value for key, value in law.items() if key != "forecast"}
+    said = predict(forecaster(Analysis.from_json(old)), flops=1e13)
+    assert said["forms"] == said["rolling"] == [] and said["loss_from"] == "law" and said["loss_interval"]
+
+
+def test_an_optimum_beyond_all_numbers_is_one_line():
+    steep = ChinchillaLaw(A=1e-60, B=330, E=1.75, alpha=0.02, beta=0.42)
+    with pytest.raises(BadInput, match="beyond all numbers"):
+        steep.optimum(tokens=1e5)
+
+
+def test_forecasts_do_not_jump_where_the_law_takes_over(law):
+    """A run a little farther from the optimum than the rows once had a lower loss than one a little nearer."""
+    f = forecaster(Analysis.from_json(law))
+    assert f.forecast
+    for c in (1e12, 3e12, 3e13):
+        middle = f.forecast.log_optimum(c)
+        for side in (-1, 1):
+            edge = [math.exp(middle + side * f.forecast.reach * share) for share in (0.999, 1.001, 1.3)]
+            near, far, farther = (predict(f, params=n, tokens=c / (6 * n)) for n in edge)
+            assert near["loss_from"] == "forecast" and far["loss_from"].startswith("forecast near the optimum, and")
+            assert far["loss"] == pytest.approx(near["loss"], rel=1e-3) and farther["loss"] > far["loss"]
+            spans = [np.diff(np.log(said["loss_interval"]))[0] for said in (near, far, farther)]
+            assert spans[1] == pytest.approx(spans[0], rel=0.02) and spans[2] >= spans[1]
+
+
+@pytest.mark.parametrize("exponent", [0.0005, -0.001, 0.999])
+def test_optima_that_hardly_move_give_one_line_or_finite_runs(law, exponent):
+    bent = json.loads(json.dumps(law))
+    found = bent["approaches"]["isoflop"]
+    found |= {"a": exponent, "b": 1 - exponent, "N_coef": 1e5, "D_coef": 1 / 6e5}
+    for lines, slope in (("N", exponent), ("D", 1 - exponent)):
+        found["draws"][lines] = [[each[0], slope] for each in found["draws"][lines]]
+    f = forecaster(Analysis.from_json(bent))
+    for asked in ({"params": 10}, {"params": 1e20}, {"tokens": 1e25}, {"loss": 5.0}, {"flops": 1e40}):
+        try:
+            said = predict(f, **asked)
+        except BadInput as refusal:
+            assert "\n" not in str(refusal)
+        else:
+            assert all(0 < said[name] < math.inf for name in ("flops", "params", "tokens", "loss")), asked
+
+
+def test_a_loss_that_takes_endless_tokens_is_one_line(law):
+    flat = replace(forecaster(Analysis.from_json(law)), law=replace(LAW, beta=0.002, B=1e3), laws=())
+    with pytest.raises(BadInput, match=r"ask for (a higher|another) loss"):
+        serve(flat, 2.0, 1e9)
