@@ -183,12 +183,17 @@ def test_a_held_out_run_that_missed_is_said_with_the_next_prediction(tmp_path):
 def test_the_compute_of_a_loss_lies_between_the_ends_at_which_its_band_holds_it(law):
     f = forecaster(Analysis.from_json(law))
     assert f.forecast
+    floor = f.forecast
+
+    def size(flops: float) -> float:
+        return math.exp(floor.log_optimum(flops))
+
     for flops in (1e12, 1e13, 3e13):
-        at = f.forecast.at(flops, noisy=False)
-        found, (low, high) = f.forecast.flops_of(at.loss, lambda c: math.exp(forecast.log_optimum(c)))
+        at = floor.at(flops, size(flops), noisy=False)
+        found, (low, high) = floor.flops_of(at.loss, size)
         assert found == pytest.approx(flops, rel=1e-6) and low and high and low < flops < high
-        assert f.forecast.at(low, noisy=False).interval()[0] == pytest.approx(at.loss, rel=1e-6)
-        assert f.forecast.at(high, noisy=False).interval()[1] == pytest.approx(at.loss, rel=1e-6)
+        assert floor.at(low, size(low), noisy=False).interval()[0] == pytest.approx(at.loss, rel=1e-6)
+        assert floor.at(high, size(high), noisy=False).interval()[1] == pytest.approx(at.loss, rel=1e-6)
     far = predict(f, loss=predict(f, flops=1e20)["loss"])  # the band never leaves it
     assert far["flops_interval"][1] is None and far["params_interval"][1] is None
     assert "unbounded" in describe(far) and "e308" not in describe(far)
