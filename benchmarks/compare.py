@@ -19,10 +19,10 @@ import numpy as np
 from scipy.stats import binomtest
 
 from gptjax.files import plain, write_json
-from gptjax.laws.comparable import Ladder
-from gptjax.laws.comparison import Comparison, Interval
 from gptjax.laws.forms import ChinchillaLaw, KaplanLaw
-from gptjax.laws.ladders import compare_ladders
+from gptjax.laws.ladders.comparable import Ladder
+from gptjax.laws.ladders.compared import compare_ladders
+from gptjax.laws.ladders.comparison import Comparison, Interval
 from gptjax.laws.published import BESIROGLU_2024, KAPLAN_2020
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.table import Runs

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from gptjax.files import plain, write_json
-from gptjax.laws.design import propose
-from gptjax.laws.extension import next_cells
 from gptjax.laws.fit import Choices
 from gptjax.laws.forms import CHINCHILLA, ChinchillaLaw
 from gptjax.laws.isoflop import isoflop
 from gptjax.laws.parametric import parametric, refit
-from gptjax.laws.precision import Goal, standard_errors
+from gptjax.laws.planning.design import propose
+from gptjax.laws.planning.extension import next_cells
+from gptjax.laws.planning.precision import Goal, standard_errors
 from gptjax.laws.published import BESIROGLU_2024, HOFFMANN_2022
 from gptjax.laws.simulate import ladder, losses, simulate
 from gptjax.laws.table import Floats

@@ -36,7 +36,7 @@ from gptjax.execution import Execution
 from gptjax.files import read_json, write_json
 from gptjax.fingerprint import fingerprint
 from gptjax.jobs.process import keep_freed_memory
-from gptjax.laws.report import write_report
+from gptjax.laws.drawing.report import write_report
 from gptjax.mesh import make_mesh
 from gptjax.models.gpt import GPTConfig
 from gptjax.run.begin import programs_of

@@ -32,7 +32,7 @@ def run_compare(args: argparse.Namespace) -> None:
     if args.json:
         found.save(args.json)
     if args.figure:
-        from gptjax.laws.drawn import to_png
+        from gptjax.laws.drawing.drawn import to_png
 
         write_file(args.figure, to_png(found.plot.multipliers()))
     print(found)

@@ -145,7 +145,7 @@ def describe_law(law: "Analysis") -> str:
 def run_arms(args: argparse.Namespace, found: "FittedArms") -> None:
     """Say how the arms of a table compare, each with its law."""
     from gptjax.files import write_file
-    from gptjax.laws.drawn import to_png
+    from gptjax.laws.drawing.drawn import to_png
 
     if args.json:
         found.save(args.json)

@@ -139,7 +139,7 @@ def run_coord_check(args: argparse.Namespace) -> None:
     use_compilation_cache()
     from gptjax.config import RunConfig, override
     from gptjax.files import write_file, write_json
-    from gptjax.laws.drawn import to_png
+    from gptjax.laws.drawing.drawn import to_png
     from gptjax.run import coord_check
 
     try:

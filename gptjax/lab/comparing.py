@@ -15,15 +15,15 @@ from gptjax.lab.laws import Table, read
 from gptjax.lab.places import place_of, tables_of, writable
 from gptjax.laws.checks import read_runs
 from gptjax.laws.codec import Json
-from gptjax.laws.comparable import Ladder
-from gptjax.laws.comparison import Comparison, LadderPair, RefusedPair, describe_comparison
 from gptjax.laws.frames import Frame
-from gptjax.laws.ladders import compare_ladders
+from gptjax.laws.ladders.comparable import Ladder
+from gptjax.laws.ladders.compared import compare_ladders
+from gptjax.laws.ladders.comparison import Comparison, LadderPair, RefusedPair, describe_comparison
 from gptjax.laws.table import Runs
 from gptjax.sweep.plan import Plan
 
 if TYPE_CHECKING:
-    from gptjax.laws.figures import ComparisonFigures
+    from gptjax.laws.drawing.figures import ComparisonFigures
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ComparedLadders:
     @cached_property
     def plot(self) -> "ComparisonFigures":
         """The figure: `plot.multipliers()`."""
-        from gptjax.laws.figures import ComparisonFigures
+        from gptjax.laws.drawing.figures import ComparisonFigures
 
         return ComparisonFigures(self.found, self.runs)
 

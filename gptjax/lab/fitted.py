@@ -13,15 +13,15 @@ from gptjax.lab.places import writable
 from gptjax.laws import compare
 from gptjax.laws.checks import read_curves, read_runs
 from gptjax.laws.codec import Json
+from gptjax.laws.drawing.results import law_html, summary
 from gptjax.laws.frames import Frame
 from gptjax.laws.quote import as_text
 from gptjax.laws.record import Analysis, EnvelopeFound, Found, IsoflopFound, ParametricFound, read_law
-from gptjax.laws.results import law_html, summary
 from gptjax.laws.table import Curve, Runs
 
 if TYPE_CHECKING:
     from gptjax.lab.forecasts import Prediction
-    from gptjax.laws.figures import ArmFigures, Figures
+    from gptjax.laws.drawing.figures import ArmFigures, Figures
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class FittedLaw:
     @cached_property
     def plot(self) -> "Figures":
         """The figures of the report by name, each a matplotlib Figure: `law.plot.isoflop()`; `dir(law.plot)`."""
-        from gptjax.laws.figures import Figures
+        from gptjax.laws.drawing.figures import Figures
 
         said, score = (_optional(self.home, name) for name in ("prediction.json", "prediction_score.json"))
         curves = self.curves or _curves_beside(self.home)
@@ -149,7 +149,7 @@ class FittedArms:
     @property
     def plot(self) -> "ArmFigures":
         """The figure of the arms: `plot.arms()`."""
-        from gptjax.laws.figures import ArmFigures
+        from gptjax.laws.drawing.figures import ArmFigures
 
         return ArmFigures(self.found, self.runs)
 

@@ -162,7 +162,7 @@ def report(sweep: str | Path, *, coverage: int | None = None, title: str = "", *
     `coverage` counts simulated sweeps (default: as many as the table's size affords). BadInput for a sweep of several
     arms, whose reports stand in arms/NAME.
     """
-    from gptjax.laws.report import write_report  # and with it matplotlib, which a fit does without
+    from gptjax.laws.drawing.report import write_report  # and with it matplotlib, which a fit does without
 
     place = place_of(sweep)
     if coverage is not None and coverage < 0:

@@ -29,7 +29,7 @@ from gptjax.sweep.loop import run_sweep
 from gptjax.sweep.plan import SweepConfig
 
 if TYPE_CHECKING:
-    from gptjax.laws.figures import ArmFigures, Figures
+    from gptjax.laws.drawing.figures import ArmFigures, Figures
 
 # Besides this machine's own: a module with `execute(plan, directory, resources)` and `Resources`, and what it needs.
 EXECUTORS = {"slurm": ("gptjax.sweep.slurm", "submitit"), "ray": ("gptjax.sweep.on_ray", "ray")}

@@ -18,7 +18,7 @@ from gptjax.batch import Batch
 from gptjax.config import RunConfig
 from gptjax.data.loader import open_stores
 from gptjax.errors import BadInput
-from gptjax.laws.style import BY_BUDGET, NARROW, WIDE, styled
+from gptjax.laws.drawing.style import BY_BUDGET, NARROW, WIDE, styled
 from gptjax.models.model import ModelConfig
 from gptjax.run.begin import make_loader
 from gptjax.train.optim import make_optimizer

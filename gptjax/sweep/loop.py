@@ -28,12 +28,12 @@ from gptjax.laws import compare
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.checks import read_runs
 from gptjax.laws.coverage import affordable
-from gptjax.laws.drawn import to_png
-from gptjax.laws.plot import loss_by_arm
+from gptjax.laws.drawing.drawn import to_png
+from gptjax.laws.drawing.plot import loss_by_arm
+from gptjax.laws.drawing.report import write_report
 from gptjax.laws.predict import NoForecast, forecaster, predict
 from gptjax.laws.quote import as_text
 from gptjax.laws.registered import register, score
-from gptjax.laws.report import write_report
 from gptjax.laws.table import Floats
 from gptjax.run.initial_weights import with_resolved_origin
 from gptjax.run.loop import PREEMPTED

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from gptjax.errors import BadInput
 from gptjax.files import plain
 from gptjax.laws.law import Law
-from gptjax.laws.precision import Errors, Goal, standard_errors
+from gptjax.laws.planning.precision import Errors, Goal, standard_errors
 from gptjax.laws.table import short
 from gptjax.sweep.plan import Plan, PlannedRun, Speed, SweepConfig
 from gptjax.sweep.plan import short as flops_of

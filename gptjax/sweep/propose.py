@@ -15,7 +15,7 @@ import numpy as np
 
 from gptjax.errors import BadInput
 from gptjax.laws.law import Law
-from gptjax.laws.precision import Errors, Goal, gradient, slopes
+from gptjax.laws.planning.precision import Errors, Goal, gradient, slopes
 from gptjax.laws.table import short
 from gptjax.sweep.assumed_law import QUICK_LAW, QUICK_NAME, law_by_scale
 from gptjax.sweep.derivation import derivation

@@ -11,13 +11,13 @@ from scipy import stats
 
 from gptjax.cli import main
 from gptjax.errors import BadInput
-from gptjax.laws.comparable import Ladder
-from gptjax.laws.comparison import Comparison, _describe_pair, describe_comparison, times_words
-from gptjax.laws.exponents import share_exponents
+from gptjax.laws.drawing.plot_compare import multipliers
 from gptjax.laws.forms import ChinchillaLaw
-from gptjax.laws.ladders import compare_ladders
-from gptjax.laws.multiplier import Frontiers, JointNoise, joint_noise, log_multiplier, paired_cells, rung
-from gptjax.laws.plot_compare import multipliers
+from gptjax.laws.ladders.comparable import Ladder
+from gptjax.laws.ladders.compared import compare_ladders
+from gptjax.laws.ladders.comparison import Comparison, _describe_pair, describe_comparison, times_words
+from gptjax.laws.ladders.exponents import share_exponents
+from gptjax.laws.ladders.multiplier import Frontiers, JointNoise, joint_noise, log_multiplier, paired_cells, rung
 from gptjax.laws.published import BESIROGLU_2024, KAPLAN_2020
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.table import Runs

@@ -8,12 +8,12 @@ import pytest
 
 from gptjax.errors import BadInput
 from gptjax.files import plain
-from gptjax.laws.design import describe_design, flops_paid, propose
-from gptjax.laws.extension import _greedy, describe_extension, next_cells
 from gptjax.laws.fit import Choices
 from gptjax.laws.forms import CHINCHILLA, ChinchillaLaw
 from gptjax.laws.parametric import parametric, refit
-from gptjax.laws.precision import gradient, huber_inflation, standard_errors
+from gptjax.laws.planning.design import describe_design, flops_paid, propose
+from gptjax.laws.planning.extension import _greedy, describe_extension, next_cells
+from gptjax.laws.planning.precision import gradient, huber_inflation, standard_errors
 from gptjax.laws.published import BESIROGLU_2024, HOFFMANN_2022
 from gptjax.laws.simulate import ladder, losses, simulate
 

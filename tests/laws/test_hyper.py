@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from gptjax.errors import BadInput
+from gptjax.laws.drawing.plot import loss_against_rate
 from gptjax.laws.hyper import Trials, batch_tokens, evaluate, fit_hyper, rate, trials
-from gptjax.laws.plot import loss_against_rate
 from gptjax.laws.table import Runs
 
 GRID = tuple((n, ratio * n) for n in (1e5, 4e5, 1.6e6) for ratio in (10, 40))

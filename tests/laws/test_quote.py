@@ -8,9 +8,9 @@ import pytest
 
 from gptjax.files import write_json
 from gptjax.laws.analysis import fit_all
+from gptjax.laws.drawing.page import say_sentence
 from gptjax.laws.fit import Choices
 from gptjax.laws.forms import ChinchillaLaw
-from gptjax.laws.page import say_sentence
 from gptjax.laws.quote import as_text, read_forecast
 from gptjax.laws.quote import quote as quote_of
 from gptjax.laws.record import Analysis

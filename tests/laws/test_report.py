@@ -15,18 +15,18 @@ from matplotlib.figure import Figure
 
 from gptjax.errors import BadInput
 from gptjax.files import write_json
-from gptjax.laws import plot, plot_doubt, report
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.checks import read_curves, read_runs
+from gptjax.laws.drawing import plot, plot_doubt, report
+from gptjax.laws.drawing.page import picture
+from gptjax.laws.drawing.report import write_report
+from gptjax.laws.drawing.style import TWINS
 from gptjax.laws.fit import Choices
 from gptjax.laws.forms import ChinchillaLaw
-from gptjax.laws.page import picture
 from gptjax.laws.predict import forecaster, predict
 from gptjax.laws.record import Analysis
 from gptjax.laws.registered import register
-from gptjax.laws.report import write_report
 from gptjax.laws.simulate import ladder, simulate
-from gptjax.laws.style import TWINS
 from gptjax.laws.table import Curve, Runs
 
 OPTIMIZED = True

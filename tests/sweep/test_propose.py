@@ -14,7 +14,7 @@ from gptjax.commands.arguments import load
 from gptjax.config import to_json
 from gptjax.errors import BadInput
 from gptjax.files import plain
-from gptjax.laws.precision import standard_errors
+from gptjax.laws.planning.precision import standard_errors
 from gptjax.sweep.as_python import experiment, literal, number
 from gptjax.sweep.assumed_law import QUICK_LAW
 from gptjax.sweep.own_text import OwnText, bytes_per_token, plan_own_text

@@ -19,8 +19,8 @@ from gptjax.config import RunConfig
 from gptjax.errors import BadInput
 from gptjax.fingerprint import fingerprint
 from gptjax.laws.checks import read_runs
+from gptjax.laws.drawing.report import write_report
 from gptjax.laws.forms import ChinchillaLaw
-from gptjax.laws.report import write_report
 from gptjax.laws.table import PAIRED
 from gptjax.run.loop import train
 from gptjax.run.result import Result

@@ -9,8 +9,8 @@ from scipy.special import stdtrit
 
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.isoflop import Isoflop, Minimum, isoflop
+from gptjax.laws.ladders.multiplier import FEWEST_PAIRED, Bootstrapped, Rung, percentiles
 from gptjax.laws.law import Floats, Ints
-from gptjax.laws.multiplier import FEWEST_PAIRED, Bootstrapped, Rung, percentiles
 from gptjax.laws.table import Runs
 from gptjax.laws.uncertainty import LEVELS
 

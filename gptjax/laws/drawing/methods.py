@@ -5,7 +5,7 @@ from html import escape
 
 from gptjax.laws.approaches import BY_TRUST
 from gptjax.laws.codec import Json
-from gptjax.laws.page import say_flops, say_interval, say_percent, table
+from gptjax.laws.drawing.page import say_flops, say_interval, say_percent, table
 from gptjax.laws.record import Analysis, Found, ParametricFound
 from gptjax.laws.table import Runs, short
 

@@ -6,8 +6,8 @@ from html import escape
 
 from matplotlib.figure import Figure
 
-from gptjax.laws.drawn import to_files, to_svg
-from gptjax.laws.style import TWINS
+from gptjax.laws.drawing.drawn import to_files, to_svg
+from gptjax.laws.drawing.style import TWINS
 
 CSS = """
 :root { color-scheme: light dark; --ink: #1f2328; --muted: #62686f; --rule: #d9dce0; --paper: #fff; --tint: #f5f6f7 }

@@ -4,8 +4,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gptjax.laws.codec import Json
-from gptjax.laws.forecast import Forecast
-from gptjax.laws.style import (
+from gptjax.laws.drawing.style import (
     INK,
     MUTED,
     PARAMETRIC,
@@ -16,6 +15,7 @@ from gptjax.laws.style import (
     make_panels,
     styled,
 )
+from gptjax.laws.forecast import Forecast
 from gptjax.laws.table import Runs
 
 BEYOND = 30  # times the largest budget, as far as the band is drawn

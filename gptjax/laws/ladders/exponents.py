@@ -9,8 +9,8 @@ from scipy.optimize import least_squares
 from scipy.special import fdtr, fdtrc
 
 from gptjax.laws.forms import CHINCHILLA
+from gptjax.laws.ladders.multiplier import JointNoise, Rung
 from gptjax.laws.law import Floats
-from gptjax.laws.multiplier import JointNoise, Rung
 
 APART = np.eye(10)  # theta of both, one after the other
 TOGETHER = np.concatenate([np.eye(8)[[0, 1, 2, 6, 7]], np.eye(8)[[3, 4, 5, 6, 7]]])  # alpha and beta are of both

@@ -12,16 +12,16 @@ from matplotlib.figure import Figure
 
 from gptjax.errors import BadInput
 from gptjax.files import read_json, write_file, write_json
-from gptjax.laws import plot, plot_doubt, plot_forecast
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.approaches import BY_NAME, BY_TRUST
 from gptjax.laws.checks import read_curves, read_runs
 from gptjax.laws.codec import Json
 from gptjax.laws.coverage import affordable
+from gptjax.laws.drawing import plot, plot_doubt, plot_forecast
+from gptjax.laws.drawing.methods import methods, say_resampling
+from gptjax.laws.drawing.page import page, picture, say_flops, say_interval, say_percent, say_sentence, table
 from gptjax.laws.envelope import LATE
 from gptjax.laws.fit import Choices
-from gptjax.laws.methods import methods, say_resampling
-from gptjax.laws.page import page, picture, say_flops, say_interval, say_percent, say_sentence, table
 from gptjax.laws.quote import quote, read_forecast
 from gptjax.laws.reading import read_rows
 from gptjax.laws.record import Analysis, Covered, EnvelopeFound, FittedForm, ParametricFound

@@ -29,7 +29,7 @@ def _row(name: str, found: Found) -> dict[str, Any]:
 
 def law_html(law: Analysis) -> str:
     """Show a law in a few lines: what to quote of it, and a table of its approaches with reasons."""
-    from gptjax.laws.page import say_sentence  # and with it matplotlib, which a fit does without
+    from gptjax.laws.drawing.page import say_sentence  # and with it matplotlib, which a fit does without
 
     lines = [f"<p>{say_sentence(sentence)}</p>" for sentence in law.quote.values()]
     rows = []

@@ -13,7 +13,7 @@ import numpy as np
 
 from gptjax.errors import BadInput
 from gptjax.laws.law import Floats, Law
-from gptjax.laws.precision import (
+from gptjax.laws.planning.precision import (
     Errors,
     Goal,
     assumed,

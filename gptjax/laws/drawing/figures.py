@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from gptjax.errors import BadInput
-from gptjax.laws import plot, plot_doubt, plot_forecast, report
 from gptjax.laws.approaches import BY_NAME
 from gptjax.laws.codec import Json
 from gptjax.laws.compare import Arms
-from gptjax.laws.comparison import Comparison
-from gptjax.laws.drawn import to_png
-from gptjax.laws.plot_compare import multipliers
+from gptjax.laws.drawing import plot, plot_doubt, plot_forecast, report
+from gptjax.laws.drawing.drawn import to_png
+from gptjax.laws.drawing.plot_compare import multipliers
+from gptjax.laws.ladders.comparison import Comparison
 from gptjax.laws.record import Analysis, ParametricFound
 from gptjax.laws.table import Curve, Runs
 

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gptjax.errors import BadInput
-from gptjax.laws.design import TOKENS_PER_PARAM, aligned
 from gptjax.laws.law import Floats, Law
-from gptjax.laws.precision import (
+from gptjax.laws.planning.design import TOKENS_PER_PARAM, aligned
+from gptjax.laws.planning.precision import (
     Errors,
     Goal,
     as_columns,

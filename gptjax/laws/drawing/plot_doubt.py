@@ -10,10 +10,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from scipy.stats import gaussian_kde
 
 from gptjax.laws.approaches import BY_NAME
-from gptjax.laws.law import Floats
-from gptjax.laws.plot import COMPARED
-from gptjax.laws.record import Analysis, Choice, Ends, ParametricFound
-from gptjax.laws.style import (
+from gptjax.laws.drawing.plot import COMPARED
+from gptjax.laws.drawing.style import (
     BY_SIZE,
     BY_WIDTH,
     DOTS,
@@ -33,6 +31,8 @@ from gptjax.laws.style import (
     styled,
     warn,
 )
+from gptjax.laws.law import Floats
+from gptjax.laws.record import Analysis, Choice, Ends, ParametricFound
 from gptjax.laws.table import Runs, short
 
 WIDEST = 4.0  # times the middle 68 % of the draws, on either side, is as far as a cloud is shown

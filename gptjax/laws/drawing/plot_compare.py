@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from gptjax.laws.comparison import UNITS, Comparison, LadderPair, flops_words, times_words
-from gptjax.laws.style import BY_SIZE, MINIMUM, MUTED, NARROW, WIDE, label_losses, styled
+from gptjax.laws.drawing.style import BY_SIZE, MINIMUM, MUTED, NARROW, WIDE, label_losses, styled
+from gptjax.laws.ladders.comparison import UNITS, Comparison, LadderPair, flops_words, times_words
 from gptjax.laws.table import Runs
 
 EVIDENCE = {"isoflop": ("D", "isoFLOP minima", 0.97), "points": ("s", "cells that both have", 1.03)}  # marker, shift

@@ -8,8 +8,10 @@ import numpy as np
 from scipy.special import fdtrc, stdtrit
 
 from gptjax.errors import BadInput
-from gptjax.laws.comparable import Ladder, unknown, unlike
-from gptjax.laws.comparison import (
+from gptjax.laws.fit import MIN_DRAWS, TRUSTED_FREEDOM, Choices
+from gptjax.laws.forms import ChinchillaLaw
+from gptjax.laws.ladders.comparable import Ladder, unknown, unlike
+from gptjax.laws.ladders.comparison import (
     UNITS,
     Along,
     ComparedLadder,
@@ -25,12 +27,9 @@ from gptjax.laws.comparison import (
     times_words,
     verdict,
 )
-from gptjax.laws.evidence import Estimate, Parabolas, by_isoflop, by_points, parabolas
-from gptjax.laws.exponents import SharedFit, share_exponents
-from gptjax.laws.fit import MIN_DRAWS, TRUSTED_FREEDOM, Choices
-from gptjax.laws.forms import ChinchillaLaw
-from gptjax.laws.law import Floats
-from gptjax.laws.multiplier import (
+from gptjax.laws.ladders.evidence import Estimate, Parabolas, by_isoflop, by_points, parabolas
+from gptjax.laws.ladders.exponents import SharedFit, share_exponents
+from gptjax.laws.ladders.multiplier import (
     NEAR,
     Bootstrapped,
     Frontiers,
@@ -42,6 +41,7 @@ from gptjax.laws.multiplier import (
     rung,
     shared_range,
 )
+from gptjax.laws.law import Floats
 from gptjax.laws.table import Runs
 from gptjax.laws.uncertainty import LEVELS
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PathCollection
 from matplotlib.figure import Figure
 
-from gptjax.laws.style import STYLE
+from gptjax.laws.drawing.style import STYLE
 
 PAPER_RECT = '<rect width="100%" height="100%" fill="#ffffff"/>'
 DPI = 200  # dots an inch of a file

@@ -12,11 +12,7 @@ from matplotlib.figure import Figure
 from scipy.interpolate import Akima1DInterpolator
 
 from gptjax.laws.compare import Arms, optimal_losses
-from gptjax.laws.envelope import LATE
-from gptjax.laws.law import Floats
-from gptjax.laws.published import BESIROGLU_2024, HOFFMANN_2022
-from gptjax.laws.record import Analysis, Band, FoundBudget
-from gptjax.laws.style import (
+from gptjax.laws.drawing.style import (
     BY_BUDGET,
     BY_SIZE,
     BY_WIDTH,
@@ -40,6 +36,10 @@ from gptjax.laws.style import (
     styled,
     warn,
 )  # fmt: skip
+from gptjax.laws.envelope import LATE
+from gptjax.laws.law import Floats
+from gptjax.laws.published import BESIROGLU_2024, HOFFMANN_2022
+from gptjax.laws.record import Analysis, Band, FoundBudget
 from gptjax.laws.table import Curve, Runs, short
 
 COMPARED = ((HOFFMANN_2022, "Hoffmann et al. 2022", ":"), (BESIROGLU_2024, "Besiroglu et al. 2024", "--"))

@@ -1,0 +1,1 @@
+"""Ladders compared: by how much compute the one beats the other."""

@@ -1,0 +1,1 @@
+"""Which runs would tell most: a sweep to make, and what to add to one."""
