@@ -1,7 +1,8 @@
 """Do forecasts hold? Many small sweeps, each with runs at 3 and at 10 times its largest budget that no fit has seen.
 
-    python experiments/forecasts.py --dir runs/forecasts            # 2 CPU cores, about an hour
+    python experiments/forecasts.py --dir runs/forecasts            # 2 CPU cores, 40 minutes
     python experiments/forecasts.py --dir runs/forecasts --score    # what was trained, scored again
+    python experiments/forecasts.py --dir runs/smaller --smaller    # sweeps below 3e11 FLOPs, 25 minutes
 
 The sweeps differ in text, tokenizer, context, optimizer, schedule, shape of the grid and width of its range. Each is
 fitted, the sizes nearest to its predicted optima are trained at 3 and 10 times its largest budget, and the forecast of
@@ -128,7 +129,70 @@ CASES: dict[str, Callable[[], Case]] = {
 }  # fmt: skip
 
 
-LARGER = (20, 24, 28, 32, 40, 48, 56, 64, 72, 80, 88, 96, 104, 112, 120, 128, 144)  # sizes of runs beyond the budgets
+SMALL = (8, 12, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+SMALLER: dict[str, Callable[[], Case]] = {  # below 3e11 FLOPs, where losses are still near that of guessing
+    "python": lambda: Case(*PYTHON, (3e10, 6e10, 1.2e11, 2.4e11), sizes=SMALL),
+    "python, narrow": lambda: Case(*PYTHON, (8e10, 1.4e11, 2.4e11), sizes=SMALL, windows=512),
+    "python, wide": lambda: Case(*PYTHON, (1e10, 3e10, 9e10, 2.7e11), sizes=SMALL),
+    "python, bytes": lambda: Case("python", "bytes", width(257), (2e10, 5e10, 1.2e11, 3e11), sizes=SMALL),
+    "python, 1024 pieces": lambda: Case(
+        "python", "sentencepiece:1024", width(1024), (5e10, 1.2e11, 3e11), sizes=SMALL
+    ),
+    "python, context 128": lambda: Case(
+        "python", "sentencepiece:512", width(512, 128), (3e10, 8e10, 2e11), sizes=SMALL
+    ),
+    "python, context 32": lambda: Case(
+        "python", "sentencepiece:512", width(512, 32), (2e10, 5e10, 1.2e11, 3e11), sizes=SMALL
+    ),
+    "python, cosine": lambda: Case(
+        *PYTHON, (3e10, 8e10, 2e11), sizes=SMALL, optim=replace(WSD, schedule="cosine")
+    ),
+    "python, Muon": lambda: Case(
+        *PYTHON, (3e10, 6e10, 1.2e11, 2.4e11), sizes=SMALL,
+        optim=replace(WSD, name="muon"), lr=power(0.012, at_params=14.4e3, exponent=-0.3),
+    ),
+    "python, Lion": lambda: Case(
+        *PYTHON, (3e10, 8e10, 2e11), sizes=SMALL,
+        optim=replace(WSD, name="lion", b1=0.9, b2=0.98, weight_decay=0.5),
+        lr=power(0.0012, at_params=14.4e3, exponent=-0.3),
+    ),
+    "C headers": lambda: Case(in_folder("/usr/include", [".h"]), *PYTHON[1:], (3e10, 8e10, 2e11), sizes=SMALL),
+    "packages": lambda: Case(packages(".py", ".pyi"), *PYTHON[1:], (3e10, 8e10, 2e11), sizes=SMALL),
+    "notes of packages": lambda: Case(
+        packages(".rst", ".md", ".txt"), *PYTHON[1:], (2e10, 5e10, 1.2e11), sizes=SMALL
+    ),
+    "few windows": lambda: Case(*PYTHON, (2e10, 5e10, 1.2e11), sizes=SMALL, windows=256),
+    "scattered": lambda: Case(*PYTHON, horizons=(1.2e5, 3e5, 7e5, 1.6e6), sizes=SMALL[:5]),
+    "GPT-2 layers": lambda: Case(
+        "python", "sentencepiece:512", width(512, norm="layernorm", bias=True, positions="learned"),
+        (3e10, 8e10, 2e11), sizes=SMALL,
+    ),
+}  # fmt: skip
+
+
+# sizes that runs beyond the budgets may have
+LARGER = (
+    8,
+    12,
+    16,
+    20,
+    24,
+    28,
+    32,
+    40,
+    48,
+    56,
+    64,
+    72,
+    80,
+    88,
+    96,
+    104,
+    112,
+    120,
+    128,
+    144,
+)
 
 
 def train(case: Case, directory: Path) -> None:
@@ -225,14 +289,16 @@ def table(scored: list[Scored]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dir", type=Path, default=Path("runs/forecasts"))
-    parser.add_argument("--only", nargs="*", default=list(CASES), metavar="CASE")
+    parser.add_argument("--smaller", action="store_true", help="the sweeps below 3e11 FLOPs")
+    parser.add_argument("--only", nargs="*", metavar="CASE")
     parser.add_argument("--score", action="store_true", help="train nothing")
     parser.add_argument("--points", type=Path, metavar="FILE", help="score on the published points of this file too")
     args = parser.parse_args()
-    places = {name: args.dir / name.replace(" ", "-") for name in args.only}
+    cases = SMALLER if args.smaller else CASES
+    places = {name: args.dir / name.replace(", ", "-").replace(" ", "-") for name in args.only or cases}
     if not args.score:
         for name, place in places.items():
-            train(CASES[name](), place)
+            train(cases[name](), place)
     scored = [one for name, place in places.items() if (place / "runs.csv").is_file() for one in score(name, place)]
     print(table(scored))
     if args.points:

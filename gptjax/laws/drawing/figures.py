@@ -26,7 +26,7 @@ class ShownFigure(Figure):
         return to_png(self, SHOWN_DPI), {"width": round(self.get_figwidth() * 100)}
 
 
-SHOWN_DPI = 110
+SHOWN_DPI = 80
 
 
 def shown(figure: Figure) -> Figure:
