@@ -176,7 +176,8 @@ def law_json() -> list[bytes]:
 
 
 def read_law(path: Path) -> None:
-    from gptjax.laws.predict import predict, read_forecaster
+    from gptjax.laws.forecaster import read_forecaster
+    from gptjax.laws.predict import predict
 
     predict(read_forecaster(str(path), force=True), flops=1e21)
 

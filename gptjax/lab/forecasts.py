@@ -12,13 +12,14 @@ from gptjax.files import write_json
 from gptjax.lab.fitted import FittedLaw
 from gptjax.lab.forms import form_of
 from gptjax.lab.places import writable
+from gptjax.laws import forecaster as forecasting
 from gptjax.laws import predict as laws
 from gptjax.laws.checks import read_runs
 from gptjax.laws.codec import Json
 from gptjax.laws.fit import Choices
 from gptjax.laws.frames import Frame
 from gptjax.laws.published import PUBLISHED
-from gptjax.laws.record import Analysis
+from gptjax.laws.record import Analysis, read_law
 from gptjax.laws.registered import held_out_miss, register
 from gptjax.laws.table import Runs
 from gptjax.sweep import advice as advising
@@ -198,13 +199,13 @@ class LawSource:
     fitted: FittedLaw | None
     home: str  # where a held-out run may have been scored
 
-    def forecaster(self, force: bool, held: dict[str, float]) -> laws.Forecaster:
+    def forecaster(self, force: bool, held: dict[str, float]) -> forecasting.Forecaster:
         if self.law is None:
-            return laws.read_forecaster(self.name, force, held)
+            return forecasting.read_forecaster(self.name, force, held)
         try:
-            return laws.forecaster(self.law, force, self.name, held)
-        except laws.NoForecast as refusal:
-            raise laws.NoForecast(f"{self.name}: {refusal}") from None
+            return forecasting.forecaster(self.law, force, self.name, held)
+        except forecasting.NoForecast as refusal:
+            raise forecasting.NoForecast(f"{self.name}: {refusal}") from None
 
     def runs(self) -> Runs | None:
         """Give the runs of the law's own sweep, where there is one."""
@@ -224,4 +225,4 @@ def source_of(law: FittedLaw | Analysis | str | Path) -> LawSource:
         raise BadInput(f"a value of type {type(law).__name__} is no law; give what fit gave, a law.json or a name")
     if str(law) in PUBLISHED:
         return LawSource(str(law), None, None, str(law))
-    return LawSource(str(law), laws.read_law(str(law)), None, str(law))
+    return LawSource(str(law), read_law(str(law)), None, str(law))

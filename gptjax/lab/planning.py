@@ -15,10 +15,10 @@ from gptjax.lab.forecasts import LawSource, source_of
 from gptjax.lab.forms import form_of
 from gptjax.lab.laws import Table, read
 from gptjax.lab.places import load, writable
+from gptjax.laws.forecaster import Forecaster, published_forecaster
 from gptjax.laws.frames import Frame
 from gptjax.laws.planning.design import Design, describe_design, propose
 from gptjax.laws.planning.extension import Extension, describe_extension, next_cells
-from gptjax.laws.predict import Forecaster, published_forecaster
 from gptjax.laws.record import Analysis
 from gptjax.sweep.as_python import experiment
 from gptjax.sweep.own_text import plan_own_text

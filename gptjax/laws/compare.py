@@ -11,8 +11,9 @@ from gptjax.laws.analysis import fit_all
 from gptjax.laws.approaches import BY_NAME
 from gptjax.laws.codec import Json, read, written
 from gptjax.laws.fit import Choices
+from gptjax.laws.forecaster import Forecaster, NoForecast, forecaster
 from gptjax.laws.law import Floats, Law
-from gptjax.laws.predict import SEARCHES, Forecaster, NoForecast, forecaster
+from gptjax.laws.predict import SEARCHES
 from gptjax.laws.record import Analysis, Ends
 from gptjax.laws.table import Runs
 from gptjax.laws.uncertainty import LEVELS

@@ -31,7 +31,8 @@ from gptjax.laws.coverage import affordable
 from gptjax.laws.drawing.drawn import to_png
 from gptjax.laws.drawing.plot import loss_by_arm
 from gptjax.laws.drawing.report import write_report
-from gptjax.laws.predict import NoForecast, forecaster, predict
+from gptjax.laws.forecaster import NoForecast, forecaster
+from gptjax.laws.predict import predict
 from gptjax.laws.quote import as_text
 from gptjax.laws.registered import register, score
 from gptjax.laws.table import Floats

@@ -10,9 +10,10 @@ import pytest
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.fit import Choices
 from gptjax.laws.forecast import Forecast, forecast
+from gptjax.laws.forecaster import forecaster
 from gptjax.laws.law import Floats
 from gptjax.laws.parametric import parametric
-from gptjax.laws.predict import forecaster, predict
+from gptjax.laws.predict import predict
 from gptjax.laws.published import BESIROGLU_2024
 from gptjax.laws.record import Analysis
 from gptjax.laws.simulate import simulate

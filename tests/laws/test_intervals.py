@@ -11,9 +11,10 @@ from gptjax.laws.analysis import fit_all
 from gptjax.laws.approaches import bootstrap
 from gptjax.laws.envelope import envelope
 from gptjax.laws.fit import MIN_DRAWS, Choices
+from gptjax.laws.forecaster import forecaster
 from gptjax.laws.isoflop import isoflop
 from gptjax.laws.law import PowerLaw
-from gptjax.laws.predict import forecaster, predict
+from gptjax.laws.predict import predict
 from gptjax.laws.published import BESIROGLU_2024 as LAW
 from gptjax.laws.record import Analysis
 from gptjax.laws.simulate import ladder, simulate

@@ -18,13 +18,14 @@ from gptjax.laws.analysis import fit_all
 from gptjax.laws.checks import read_runs
 from gptjax.laws.drawing.report import write_report
 from gptjax.laws.fit import Choices
+from gptjax.laws.forecaster import forecaster, read_forecaster
 from gptjax.laws.forms import FORMS, form_of, grid
 from gptjax.laws.law import Law
 from gptjax.laws.parametric import parametric
 from gptjax.laws.planning.design import propose
 from gptjax.laws.planning.extension import next_cells
 from gptjax.laws.planning.precision import standard_errors
-from gptjax.laws.predict import describe, forecaster, predict, read_forecaster
+from gptjax.laws.predict import describe, predict
 from gptjax.laws.record import Analysis
 from gptjax.laws.simulate import ladder, simulate
 from gptjax.laws.table import Runs

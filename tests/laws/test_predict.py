@@ -12,16 +12,9 @@ from gptjax.files import write_json
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.fit import Choices
 from gptjax.laws.forecast import forecast
+from gptjax.laws.forecaster import NoForecast, forecaster, read_forecaster
 from gptjax.laws.forms import ChinchillaLaw
-from gptjax.laws.predict import (
-    NoForecast,
-    constrain,
-    describe,
-    forecaster,
-    predict,
-    read_forecaster,
-    serve,
-)
+from gptjax.laws.predict import constrain, describe, predict, serve
 from gptjax.laws.published import BESIROGLU_2024
 from gptjax.laws.record import Analysis
 from gptjax.laws.registered import held_out_miss, register, score

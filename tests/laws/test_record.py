@@ -11,7 +11,7 @@ import pytest
 from gptjax.cli import main
 from gptjax.errors import BadInput
 from gptjax.files import write_json
-from gptjax.laws import predict
+from gptjax.laws import forecaster
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.fit import Choices
 from gptjax.laws.forms import ChinchillaLaw
@@ -86,9 +86,9 @@ def test_a_file_that_is_no_law_is_refused_with_what_is_wrong_in_it(content, tmp_
 
 def test_a_bug_of_ours_is_not_told_as_a_mistake_of_the_users(content, tmp_path, monkeypatch):
     write_json(tmp_path / "law.json", content)
-    monkeypatch.setattr(predict, "PowerLaw", lambda *_: {}["a bug"])
+    monkeypatch.setattr(forecaster, "PowerLaw", lambda *_: {}["a bug"])
     with pytest.raises(KeyError):
-        predict.read_forecaster(str(tmp_path))
+        forecaster.read_forecaster(str(tmp_path))
 
 
 def test_the_page_of_keys_is_of_today_and_lists_every_key(content, capsys):

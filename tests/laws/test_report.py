@@ -22,8 +22,9 @@ from gptjax.laws.drawing.page import picture
 from gptjax.laws.drawing.report import write_report
 from gptjax.laws.drawing.style import TWINS
 from gptjax.laws.fit import Choices
+from gptjax.laws.forecaster import forecaster
 from gptjax.laws.forms import ChinchillaLaw
-from gptjax.laws.predict import forecaster, predict
+from gptjax.laws.predict import predict
 from gptjax.laws.record import Analysis
 from gptjax.laws.registered import register
 from gptjax.laws.simulate import ladder, simulate

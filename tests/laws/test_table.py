@@ -18,10 +18,11 @@ from gptjax.laws.checks import read_curves, read_runs
 from gptjax.laws.drawing.report import write_report
 from gptjax.laws.envelope import envelope
 from gptjax.laws.fit import Choices
+from gptjax.laws.forecaster import read_forecaster
 from gptjax.laws.forms import ChinchillaLaw
 from gptjax.laws.isoflop import isoflop
 from gptjax.laws.parametric import parametric
-from gptjax.laws.predict import predict, read_forecaster
+from gptjax.laws.predict import predict
 from gptjax.laws.table import CONVENTIONS, Runs
 from gptjax.models.gpt import GPTConfig
 from gptjax.sweep.loop import table_row, to_csv, to_parquet
