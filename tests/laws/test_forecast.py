@@ -9,7 +9,7 @@ import pytest
 
 from gptjax.laws.analysis import fit_all
 from gptjax.laws.fit import Choices
-from gptjax.laws.forecast import Forecast, forecast
+from gptjax.laws.forecast import DRIFT, Forecast, forecast
 from gptjax.laws.forecaster import forecaster
 from gptjax.laws.law import Floats
 from gptjax.laws.parametric import parametric
@@ -79,6 +79,15 @@ def test_intervals_widen_with_distance_and_with_noise():
 
     quiet, noisy = forecast(RUNS), forecast(grid(np.geomspace(1e19, 1e21, 5), noise=0.012))
     assert width(quiet, 1) < width(quiet, 3) < width(quiet, 30) and width(quiet, 3) < width(noisy, 3)
+
+
+def test_the_slope_of_the_floor_may_drift_beyond_the_rows_and_not_within():
+    found = forecast(grid(np.geomspace(1e19, 1e21, 5), noise=0.0))
+    only = replace(found, floors=[replace(max(found.floors, key=lambda one: one.weight), weight=1.0)])  # none disagrees
+    slope = np.log(only.at(LARGEST / 1.05).loss / only.at(LARGEST).loss) / np.log(1.05)
+    for times in (3, 10):
+        within, beyond = (only.at(LARGEST * one, noisy=False).sd for one in (1, times))
+        assert beyond > 0.9 * DRIFT * slope * np.log(times) > 3 * within
 
 
 def test_a_forecast_within_the_table_has_not_seen_what_it_foretells():
