@@ -103,6 +103,7 @@ def test_the_page_needs_nothing_else_and_every_name_in_it_is_its_own(made, law):
     assert {"bootstrap", "profile", "influence", "choices", "extrapolation", "forecast", "prediction"} < pictures
     for drawing in ("<figure>", '<svg class="narrow"', '<svg class="wide"'):
         assert page.count(drawing) == len(pictures) == 13
+        assert "&lt;sup" not in page and "&amp;times" not in page  # a table's cells are text
     assert f"{law['approaches']['isoflop']['a']:.3f}" in page and "d8 has no room" in page and len(page) < 1.5e6
     assert not list(directory.glob(".*"))  # no half-written file left behind
 

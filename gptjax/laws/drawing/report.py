@@ -380,7 +380,7 @@ def _forecast(rows: Runs, law: Analysis, said: Json | None, score: Json | None) 
     for times in FORECASTS:
         flops = times * float(np.exp(found.top))
         each = found.at(flops)
-        lines.append([f"{times:g} times the largest", say_flops(flops), f"{each.loss:.4f}",
+        lines.append([f"{times:g} times the largest", _plain_flops(flops), f"{each.loss:.4f}",
                       say_interval(each.interval(), 4)])  # fmt: skip
     yield table(["budget", "C = 6ND", "loss forecast", "95 % of runs"], lines)
     if found.rolling:
@@ -389,11 +389,16 @@ def _forecast(rows: Runs, law: Analysis, said: Json | None, score: Json | None) 
             f"budget. {_stretch_words(found.stretch)}</p>"
         )
         lines = [
-            [f"{one.rows} rows up to {say_flops(one.max_flops)}", f"{one.times:.2g}", f"{one.predicted:.4f}",
+            [f"{one.rows} rows up to {_plain_flops(one.max_flops)} FLOPs", f"{one.times:.2g}", f"{one.predicted:.4f}",
              say_interval(one.interval, 4), f"{one.measured:.4f}", "inside" if one.inside else "missed"]
             for one in found.rolling
         ]  # fmt: skip
         yield table(["fitted to", "times C", "forecast", "95 %", "measured", "verdict"], lines)
+
+
+def _plain_flops(value: float) -> str:
+    """Write FLOPs for a table's cell, which is text."""
+    return f"{value:.3g}".replace("e+", "e")
 
 
 def _stretch_words(stretch: float) -> str:
